@@ -1,0 +1,32 @@
+// The extension's table of contents: one bind_<op>(m) line per op.
+#include <pybind11/pybind11.h>
+
+#include "core/check.h"
+#include "core/isa.h"
+
+namespace logpi {
+void bind_token_log_probs(pybind11::module_& m);
+}
+
+PYBIND11_MODULE(_C, m) {
+  namespace py = pybind11;
+  py::register_local_exception_translator([](std::exception_ptr error) {
+    try {
+      if (error) std::rethrow_exception(error);
+    } catch (const logpi::ValueError& e) {
+      PyErr_SetString(PyExc_ValueError, e.what());
+    }
+  });
+
+  m.attr("version") = LOGPI_VERSION;
+#ifdef LOGPI_HAS_CUDA
+  m.attr("has_cuda") = true;
+#else
+  m.attr("has_cuda") = false;
+#endif
+  logpi::active_isa();  // a bad LOGPI_CPU_ISA stops the import with its sentence
+  m.def("cpu_isa", [] { return logpi::isa_name(logpi::active_isa()); });
+  m.def("force_cpu_isa", &logpi::force_isa, py::arg("name"));
+
+  logpi::bind_token_log_probs(m);
+}
