@@ -1,0 +1,8 @@
+"""logpi: the loss head of RL post-training. Importing it imports torch and nothing heavier."""
+
+from logpi.core.backends import BackendError
+from logpi.core.support import KeepSet
+from logpi.ops.token_log_probs import TokenLogProbs, token_log_probs
+
+__version__ = "0.1.0"
+__all__ = ["BackendError", "KeepSet", "TokenLogProbs", "token_log_probs"]

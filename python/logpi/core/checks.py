@@ -1,0 +1,42 @@
+"""Argument checks: every message names the argument, what was expected and what came."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def tensor(name: str, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+
+
+def dtype(name: str, value: Any, *allowed: torch.dtype) -> None:
+    tensor(name, value)
+    if value.dtype not in allowed:
+        names = " or ".join(str(one).removeprefix("torch.") for one in allowed)
+        raise TypeError(f"{name}: expected {names}, got {str(value.dtype).removeprefix('torch.')}")
+
+
+def shape(name: str, value: Tensor, expected: Sequence[int]) -> None:
+    if tuple(value.shape) != tuple(expected):
+        raise ValueError(f"{name}: expected shape {tuple(expected)}, got {tuple(value.shape)}")
+
+
+def device(name: str, value: Tensor, expected: torch.device) -> None:
+    if value.device != expected:
+        raise ValueError(f"{name}: expected a tensor on {expected}, got one on {value.device}")
+
+
+def positive(name: str, value: float) -> None:
+    """A finite number above 0."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    if not 0 < value < math.inf:  # not isfinite: torch.compile cannot trace it for a symbol
+        raise ValueError(f"{name}: expected a finite number above 0, got {value}")
