@@ -1,0 +1,83 @@
+"""Questions and verifiers of reasoning-gym, split so that no question is in two places."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import reasoning_gym
+
+Entry = dict[str, Any]  # question, answer, metadata: as reasoning-gym makes them
+
+# 4000 different questions, which a model of 0.6 million weights learns to answer in a minute.
+CONFIGS: dict[str, dict[str, Any]] = {
+    "chain_sum": {"min_terms": 3, "max_terms": 3, "min_digits": 1, "max_digits": 1},
+}
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Three lists of entries that share no question.
+
+    Attributes:
+        heldout: never trained on; the accuracy is measured here.
+        warmup: with answers, for the supervised warm-up.
+        rl: for GRPO, which sees the questions and, through the reward alone, the answers.
+    """
+
+    heldout: list[Entry]
+    warmup: list[Entry]
+    rl: list[Entry]
+
+
+class Task:
+    """A reasoning-gym dataset under its own verifier."""
+
+    def __init__(self, name: str, *, seed: int, heldout: int, warmup: int, rl: int) -> None:
+        self.name = name
+        total = heldout + warmup + rl
+        # reasoning-gym draws entry i from Random(seed + i): seeds that lie close share entries.
+        self.dataset = reasoning_gym.create_dataset(
+            name, seed=seed * 10_000_000, size=20 * total, **CONFIGS[name]
+        )
+        unique: dict[str, Entry] = {}
+        for entry in self.dataset:
+            unique.setdefault(entry["question"], entry)
+            if len(unique) == total:
+                break
+        else:
+            raise ValueError(
+                f"{name} {CONFIGS[name]}: expected {total} different questions, "
+                f"found {len(unique)} among {len(self.dataset)}; ask for smaller splits"
+            )
+        entries = list(unique.values())
+        self.splits = Splits(
+            heldout=entries[:heldout],
+            warmup=entries[heldout : heldout + warmup],
+            rl=entries[heldout + warmup :],
+        )
+
+    def score(self, completion: str, entry: Entry) -> float:
+        """The dataset's own verdict in [0, 1]; 1.0 is a correct answer."""
+        return float(self.dataset.score_answer(completion.strip(), entry))
+
+
+def with_hedges(entries: list[Entry], fraction: float, *, seed: int) -> list[Entry]:
+    """The entries with `fraction` of the answers followed by a second thought: "12 or 15".
+
+    Found text rarely stops after the answer, and the verifier wants the answer alone.
+    """
+    draw = random.Random(seed)
+    others = [entry["answer"] for entry in entries]
+    return [
+        entry | {"answer": f"{entry['answer']} or {draw.choice(others)}"}
+        if draw.random() < fraction
+        else entry
+        for entry in entries
+    ]
+
+
+def prompt(entry: Entry) -> str:
+    """The question as the model reads it; the answer follows without a space."""
+    return entry["question"] + " "
