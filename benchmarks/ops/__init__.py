@@ -1,0 +1,1 @@
+"""One module per op: its inputs, the providers that compute it, and what it must reach."""

@@ -1,0 +1,181 @@
+"""Measures an op beside its peers: `python benchmarks/run.py token_log_probs`.
+
+The op's tests run first; if they are red, no number is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import gc
+import importlib
+import importlib.metadata
+import platform
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's own folder is first
+
+import torch
+
+from benchmarks import report
+from benchmarks.devices import OtherLoad, device_of, huge_pages, slug
+from benchmarks.harness import Provider, alternate, rows
+from benchmarks.ops._logits import CHECKED_ROWS
+from benchmarks.shapes import QUICK, SHAPES, named
+
+ROOT = Path(__file__).resolve().parents[1]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+PACKAGES = ("logpi", "torch", "trl", "liger_kernel", "triton")
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = _arguments(argv)
+    names = args.shapes or (QUICK if args.quick else [shape.name for shape in SHAPES])
+    shapes = [named(name) for name in names]
+    dtypes = args.dtype or ["float32", "bfloat16"]
+    if not args.no_tests and not green(args.op, ROOT):
+        print(f"the tests of {args.op} are red: nothing was measured", file=sys.stderr)
+        return 1
+    result = measure(args.op, shapes, dtypes, args.device, 1.0 if args.quick else args.budget)
+    result["tests"] = "not run" if args.no_tests else "green"
+    report.show(result)
+    whole = not (args.shapes or args.quick or args.dtype or args.no_tests)
+    # a partial run is for reading: only a whole one may replace the results that are kept
+    out = args.out or (ROOT / "benchmarks/results" if whole else ROOT / "build/benchmarks")
+    for path in report.write(result, out / result["slug"]):
+        print(path)
+    return 0
+
+
+def green(op: str, root: Path) -> bool:
+    """Runs the op's tests in a process of their own; none found is red."""
+    files = sorted((root / "tests/ops").glob(f"test_{op}*.py"))
+    if not files:
+        return False
+    command = [sys.executable, "-m", "pytest", "-q", "-x", *map(str, files)]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        sys.stderr.write((done.stdout + done.stderr)[-4000:])
+    return done.returncode == 0
+
+
+def measure(
+    op: str, shapes: list[Any], dtypes: list[str], device: str, budget_s: float
+) -> dict[str, Any]:
+    """Every case of `op`, as the JSON holds it."""
+    module = importlib.import_module(f"benchmarks.ops.{op}")
+    found: list[dict[str, Any]] = []
+    chosen, load = None, OtherLoad()
+    for shape in shapes:
+        for dtype in dtypes:
+            if "torch._dynamo" in sys.modules:
+                torch._dynamo.reset()  # past 8 shapes dynamo would quietly run eager code
+            case = module.Case(shape, DTYPES[dtype], device)
+            chosen = chosen or device_of(case.logits)
+            for group in module.groups(case):
+                what = f"{shape.name} {dtype} {group.name} {group.buffers}"
+                started = time.monotonic()
+                print(f"measuring {what} … ", end="", file=sys.stderr, flush=True)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # of the peers; our own tests run under errors
+                    records = alternate(
+                        group.providers,
+                        chosen,
+                        budget_s=budget_s,
+                        expected_peak=_expected(found, dtype, group, case.nbytes),
+                        error_of=case.error,
+                    )
+                print(f"{time.monotonic() - started:.0f} s", file=sys.stderr)
+                labels = {"shape": str(shape), "model": shape.name, "dtype": dtype}
+                labels |= {"group": group.name, "buffers": group.buffers}
+                found += rows(records, case.nbytes, **labels)
+            del case, group, records
+            gc.collect()  # before the next one is allocated
+    return {
+        "op": op,
+        "slug": slug(chosen),
+        **_environment(chosen),
+        "other_load": load.share(),
+        "checked": CHECKED_ROWS,
+        "acceptance": [check for target in module.TARGETS for check in target.check(found)],
+        "rows": found,
+    }
+
+
+def _expected(
+    found: list[dict[str, Any]], dtype: str, group: Any, nbytes: int
+) -> Callable[[Provider], float]:
+    """Peak memory, guessed from the same provider at a smaller shape of the same run."""
+    group_key = (dtype, group.name, group.buffers)
+
+    def expected(provider: Provider) -> float:
+        factors = [
+            row["peak_bytes"] / row["input_bytes"]
+            for row in found
+            if row["peak_bytes"] and row["provider"] == provider.name
+            and (row["dtype"], row["group"], row["buffers"]) == group_key
+        ]  # fmt: skip
+        return factors[-1] * nbytes if factors else 0.0
+
+    return expected
+
+
+def _environment(device: Any) -> dict[str, Any]:
+    try:
+        from logpi import _C
+
+        isa = _C.cpu_isa()
+    except ImportError:
+        isa = "none: _C is not built"
+    status = _git("status", "--porcelain")
+    return {
+        "device": device.name,
+        "threads": torch.get_num_threads(),
+        "isa": isa,
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "commit": _git("rev-parse", "HEAD") or "unknown",
+        "dirty": bool(status),
+        "versions": {name: _version(name) for name in PACKAGES}
+        | {"python": platform.python_version()},
+        "memory": huge_pages(),
+        "memory_method": device.memory_method,
+    }
+
+
+def _git(*words: str) -> str:
+    done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        module = sys.modules.get(package)
+        return getattr(module, "__version__", "not installed")
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    ops = sorted(p.stem for p in (Path(__file__).parent / "ops").glob("[a-z]*.py"))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("op", choices=ops)
+    parser.add_argument("--shapes", nargs="+", help="names from shapes.py, or ROWSxVOCAB")
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--quick", action="store_true", help="small shapes, under a minute")
+    parser.add_argument(
+        "--budget", type=float, default=4.0, help="seconds a group, slow peers aside"
+    )
+    parser.add_argument("--out", type=Path, help="folder in which a folder of the device is made")
+    parser.add_argument("--no-tests", action="store_true", help="measure whatever state it is in")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
