@@ -1,0 +1,44 @@
+# Two commands do all: `make demo` and `make test`. Both create .venv on first use.
+PYTHON ?= python3
+VENV ?= .venv
+RUN = $(VENV)/bin/python
+PYTEST = $(RUN) -m pytest
+SOURCES = pyproject.toml CMakeLists.txt $(shell find csrc -type f)
+
+# A machine with a GPU keeps the torch it has; elsewhere the pins of the dev extra choose one.
+HAS_GPU_TORCH = import sys, torch; sys.exit(not torch.cuda.is_available())
+
+.PHONY: demo test lint bench build clean
+
+demo: build
+	$(RUN) recipes/reasoning_gym/train.py
+
+# One process per tier: fast first, then what needs many GB, then the frameworks.
+test: lint
+	$(PYTEST) -m "not slow and not frameworks and not gpu"
+	$(PYTEST) -m "slow and not frameworks and not gpu"
+	HF_HUB_OFFLINE=1 $(PYTEST) -m "frameworks and not gpu"
+	$(RUN) -c "import sys, torch; sys.exit(not torch.cuda.is_available())" || exit 0; \
+	    $(PYTEST) -m gpu || [ $$? -eq 5 ]
+
+lint: build
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+	$(VENV)/bin/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu')
+	$(VENV)/bin/codespell
+
+bench: build
+	$(RUN) benchmarks/run.py token_log_probs
+
+build: $(VENV)/.ready
+
+$(VENV)/.ready: $(SOURCES)
+	test -d $(VENV) || if $(PYTHON) -c "$(HAS_GPU_TORCH)" 2>/dev/null; \
+	    then $(PYTHON) -m venv --system-site-packages $(VENV); \
+	    else $(PYTHON) -m venv $(VENV); fi
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e ".[dev,recipes]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build
