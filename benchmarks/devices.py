@@ -71,9 +71,9 @@ class Cpu:
         try:
             self._malloc_trim = ctypes.CDLL(None).malloc_trim
             self._reset_high_water()
-            self._can_measure = True
+            self.can_measure = True
         except (OSError, AttributeError):
-            self._can_measure = False
+            self.can_measure = False
             self.memory_method = "not measured: this system has no resettable high-water mark"
 
     def stamp(self) -> int:
@@ -93,7 +93,7 @@ class Cpu:
         return int(available[1]) << 10 if available else 1 << 62
 
     def peak_bytes(self, work: Callable[[], Any]) -> tuple[Any, int | None]:
-        if not self._can_measure:
+        if not self.can_measure:
             return work(), None
         self._malloc_trim(0)  # or a temporary that reuses freed heap pages would not be seen
         self._reset_high_water()
