@@ -13,6 +13,10 @@ constexpr int kSegments = 8;
 // chunk is at most 8 KiB, so it is still in L1 if it must be summed again.
 constexpr int kSets = 4;
 constexpr int kChunk = 32 * kSets * kLanes;
+// How far ahead of the sums a row is fetched into L2. Where a core's own prefetchers cannot keep up
+// with arithmetic between the loads, it takes [2048, 151936] from 0.70 to 0.84 of a plain read in
+// float32 and from 0.37 to 0.65 in bf16 (Sapphire Rapids); past the row's end it is harmless.
+constexpr int kAheadBytes = 2560;
 // A lane's sum above this may hold a value above the reference (or many close below it).
 constexpr float kLaneLimit = 1;
 // In log2: a chunk summed against a reference this far below its maximum has not overflowed.
@@ -65,6 +69,12 @@ static float max_of(const T* z, int64_t n) {
   return best.get();
 }
 
+LOGPI_INLINE void prefetch(const void* p, int bytes) {
+  for (int line = 0; line < bytes; line += 64) {
+    __builtin_prefetch((const char*)p + kAheadBytes + line, 0, 2);
+  }
+}
+
 struct LaneSums {
   vfloat sum{}, dot{}, square{};
   vdouble linear{};  // z cancels in its mean as nothing else does
@@ -95,6 +105,7 @@ template <Want kWant, bool kCareful, class T>
 LOGPI_INLINE void sum_chunk(LaneSums* sums, const T* z, int n, float ref, float scale) {
   int i = 0;
   for (; i + 2 * kPack <= n; i += 2 * kPack) {
+    prefetch(z + i, 2 * kPack * sizeof(T));
     const Pack x = load_pack(z + i), y = load_pack(z + i + kPack);
     accumulate<kWant, kCareful, kCareful>(sums[0], x.a, ref, scale);
     accumulate<kWant, kCareful, kCareful>(sums[1], x.b, ref, scale);

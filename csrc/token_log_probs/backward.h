@@ -102,6 +102,7 @@ class BackwardRow {
       i = stop;
     }
     for (; i + kPack <= row.end; i += kPack) {
+      prefetch(row.z + i, kPack * sizeof(T));
       const Pack z = load_pack(row.z + i);
       store_pack<kStream>(out + i, Pack{element<kSoftcap>(row, z.a), element<kSoftcap>(row, z.b)});
     }
