@@ -9,19 +9,22 @@ from logpi import _C
 from logpi.core.strides import leading_rows
 from logpi.ops.token_log_probs.op import Call, TokenLogProbs
 
+_FLOAT = torch.float32
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # core/dtype.h
 
 
 def forward(call: Call, keep_stats: bool) -> tuple[TokenLogProbs, Tensor | None]:
     """The outputs, and `[.., 3]` floats for the backward if `keep_stats`."""
-    new, ids, lead = call.logits.new_empty, call.token_ids.shape, call.logits.shape[:-1]
-    log_probs = new(ids, dtype=torch.float32)
-    entropy = new(lead, dtype=torch.float32) if call.entropy else None
-    collision = new(lead, dtype=torch.float32) if call.collision else None
-    lse = new(lead, dtype=torch.float32) if call.lse else None
-    top1 = new(ids, dtype=torch.bool) if call.top1 else None
-    mean_logit = new(lead, dtype=torch.float32) if call.mean_logit else None
-    stats = new((*lead, 3), dtype=torch.float32) if keep_stats else None
+    new, lead = call.logits.new_empty, call.logits.shape[:-1]
+    # empty_like takes 0.6 us where new_empty takes 1.5; as much as the kernel of a small call.
+    log_probs = torch.empty_like(call.token_ids, dtype=_FLOAT)
+    row = log_probs if log_probs.dim() == len(lead) else new(lead, dtype=_FLOAT)
+    entropy = torch.empty_like(row) if call.entropy else None
+    collision = torch.empty_like(row) if call.collision else None
+    lse = torch.empty_like(row) if call.lse else None
+    top1 = torch.empty_like(call.token_ids, dtype=torch.bool) if call.top1 else None
+    mean_logit = torch.empty_like(row) if call.mean_logit else None
+    stats = new((*lead, 3), dtype=_FLOAT) if keep_stats else None
     if call.num_rows:
         _C.token_log_probs_forward(
             *_params(call),
