@@ -6,6 +6,9 @@
 
 namespace logpi {
 void bind_token_log_probs(pybind11::module_& m);
+#ifdef LOGPI_HAS_CUDA
+void bind_token_log_probs_cuda(pybind11::module_& m);
+#endif
 }
 
 PYBIND11_MODULE(_C, m) {
@@ -29,4 +32,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("force_cpu_isa", &logpi::force_isa, py::arg("name"));
 
   logpi::bind_token_log_probs(m);
+#ifdef LOGPI_HAS_CUDA
+  logpi::bind_token_log_probs_cuda(m);
+#endif
 }

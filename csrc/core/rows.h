@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "core/host_device.h"
+
 namespace logpi {
 
 struct Rows {
@@ -12,7 +14,7 @@ struct Rows {
   int64_t strides[kMaxDims];  // in elements
 
   // Offset in elements of row n, counted in row-major order over the leading dimensions.
-  int64_t offset(int64_t n) const {
+  LOGPI_HOST_DEVICE int64_t offset(int64_t n) const {
     int64_t at = 0;
     for (int i = dims - 1; i > 0; --i) {
       at += (n % sizes[i]) * strides[i];

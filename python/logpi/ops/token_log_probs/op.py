@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from logpi.core import checks
+from logpi.core import checks, cuda
 from logpi.core.backends import AUTO, Backend, select
 from logpi.core.strides import may_overlap
 from logpi.core.support import KeepSet, Support
@@ -60,10 +60,11 @@ class Call(NamedTuple):
     inplace_backward: bool
 
 
-def _needs_plain_cpu(call: Call) -> str | None:
+_MAX_IDS = 8192  # ids a row whose gradients wait in a GPU's shared memory
+
+
+def _needs_plain_rows(call: Call) -> str | None:
     logits = call.logits
-    if logits.device.type != "cpu":
-        return f"needs logits on a CPU, got {logits.device}"
     if logits.dtype == torch.float64:
         return "serves float32, bfloat16 and float16 logits, got float64"
     if logits.stride(-1) != 1 and logits.shape[-1] > 1:
@@ -73,6 +74,20 @@ def _needs_plain_cpu(call: Call) -> str | None:
     return None
 
 
+def _needs_plain_cpu(call: Call) -> str | None:
+    if call.logits.device.type != "cpu":
+        return f"needs logits on a CPU, got {call.logits.device}"
+    return _needs_plain_rows(call)
+
+
+def _needs_plain_cuda(call: Call) -> str | None:
+    if call.logits.device.type != cuda.device_type():
+        return f"needs logits on an NVIDIA GPU, got {call.logits.device}"
+    if call.ids_per_row > _MAX_IDS:
+        return f"serves up to {_MAX_IDS} ids a row, got {call.ids_per_row}"
+    return _needs_plain_rows(call)
+
+
 def _needs_fresh_gradient(call: Call) -> str | None:
     if call.inplace_backward:
         return "autograd makes its own gradient and cannot write it over the logits"
@@ -80,6 +95,7 @@ def _needs_fresh_gradient(call: Call) -> str | None:
 
 
 BACKENDS = (  # the first row whose why_not answers None serves the call
+    Backend("cuda", _HERE + "_cuda", why_not=_needs_plain_cuda, unavailable=cuda.unavailable),
     Backend("cpu", _HERE + "_native", why_not=_needs_plain_cpu),
     Backend("torch", _HERE + "reference", why_not=_needs_fresh_gradient),
 )
@@ -130,7 +146,7 @@ def token_log_probs(
         inplace_backward: the backward writes the gradient over the logits instead of a buffer of
             their size. Whoever saved the logits then gets autograd's in-place error, and a
             second backward through this call raises RuntimeError.
-        backend: `"auto"`, or the name of a row (`"cpu"`, `"torch"`). A named row serves or
+        backend: `"auto"`, or the name of a row (`"cuda"`, `"cpu"`, `"torch"`). A named row serves or
             raises; it never falls back.
 
     Returns:

@@ -1,0 +1,104 @@
+// Addresses and sizes from Python to Params: what the CPU's and CUDA's bindings share. Nothing here
+// allocates or reads a tensor.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <string>
+
+#include "core/check.h"
+#include "token_log_probs/token_log_probs.h"
+
+namespace logpi {
+namespace {
+
+namespace py = pybind11;
+
+template <class T>
+T* at(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+Rows rows(const py::tuple& sizes, const py::tuple& strides) {
+  Rows out{};
+  out.dims = static_cast<int>(sizes.size());
+  if (out.dims < 1 || out.dims > Rows::kMaxDims) {
+    throw ValueError("logits: expected 1 to 4 leading dims, got " + std::to_string(out.dims));
+  }
+  for (int i = 0; i < out.dims; ++i) {
+    out.sizes[i] = sizes[i].cast<int64_t>();
+    out.strides[i] = strides[i].cast<int64_t>();
+  }
+  return out;
+}
+
+// Addresses are integers; 0 stands for an argument that is absent.
+TokenLogProbsParams params(int dtype, uintptr_t logits, const py::tuple& sizes,
+                           const py::tuple& strides, int64_t num_rows, int64_t vocab_size,
+                           uintptr_t token_ids, int64_t ids_per_row, uintptr_t loss_mask,
+                           uintptr_t temperatures, double temperature, int64_t support_begin,
+                           int64_t support_end, uintptr_t keep_indptr, uintptr_t keep_indices,
+                           int64_t num_keep_indices, double softcap, double logit_scale,
+                           int num_threads) {
+  TokenLogProbsParams p{};
+  p.dtype = static_cast<DType>(dtype);
+  p.logits = at<const void>(logits);
+  p.logits_rows = rows(sizes, strides);
+  p.num_rows = num_rows;
+  p.vocab_size = vocab_size;
+  p.token_ids = at<const int64_t>(token_ids);
+  p.ids_per_row = ids_per_row;
+  p.loss_mask = at<const bool>(loss_mask);
+  p.temperatures = at<const float>(temperatures);
+  p.temperature = temperature;
+  p.support_begin = support_begin;
+  p.support_end = support_end;
+  p.keep_indptr = at<const int64_t>(keep_indptr);
+  p.keep_indices = at<const int32_t>(keep_indices);
+  p.num_keep_indices = num_keep_indices;
+  p.softcap = softcap;
+  p.logit_scale = logit_scale;
+  p.num_threads = num_threads;
+  return p;
+}
+
+TokenLogProbsForward forward_params(const TokenLogProbsParams& call, uintptr_t log_probs,
+                                    uintptr_t entropy, uintptr_t collision, uintptr_t lse,
+                                    uintptr_t top1, uintptr_t mean_logit, uintptr_t stats) {
+  TokenLogProbsForward p{};
+  static_cast<TokenLogProbsParams&>(p) = call;
+  p.log_probs = at<float>(log_probs);
+  p.entropy = at<float>(entropy);
+  p.collision = at<float>(collision);
+  p.lse = at<float>(lse);
+  p.top1 = at<bool>(top1);
+  p.mean_logit = at<float>(mean_logit);
+  p.stats = at<RowStats>(stats);
+  return p;
+}
+
+TokenLogProbsBackward backward_params(const TokenLogProbsParams& call, uintptr_t log_probs,
+                                      uintptr_t stats, uintptr_t grad_log_probs,
+                                      uintptr_t grad_entropy, uintptr_t grad_logits,
+                                      const py::tuple& grad_sizes, const py::tuple& grad_strides,
+                                      int64_t row_length) {
+  TokenLogProbsBackward p{};
+  static_cast<TokenLogProbsParams&>(p) = call;
+  p.log_probs = at<const float>(log_probs);
+  p.stats = at<const RowStats>(stats);
+  p.grad_log_probs = at<const float>(grad_log_probs);
+  p.grad_entropy = at<const float>(grad_entropy);
+  p.grad_logits = at<void>(grad_logits);
+  p.grad_rows = rows(grad_sizes, grad_strides);
+  p.row_length = row_length;
+  return p;
+}
+
+// Python passes the arguments of params() and then those of f: one call, no object in between.
+template <class... Call, class... Rest>
+auto flat(TokenLogProbsParams (*make)(Call...), void (*f)(const TokenLogProbsParams&, Rest...)) {
+  return [make, f](Call... call, Rest... rest) { f(make(call...), rest...); };
+}
+
+}  // namespace
+}  // namespace logpi
