@@ -1,0 +1,139 @@
+// One stack a GPU thread, and the switch between them.
+#pragma once
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <vector>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#endif
+#if defined(__SANITIZE_THREAD__)
+extern "C" {
+void* __tsan_get_current_fiber();
+void* __tsan_create_fiber(unsigned flags);
+void __tsan_destroy_fiber(void* fiber);
+void __tsan_switch_to_fiber(void* fiber, unsigned flags);
+void __tsan_acquire(void* address);
+void __tsan_release(void* address);
+void AnnotateIgnoreReadsBegin(const char* file, int line);
+void AnnotateIgnoreReadsEnd(const char* file, int line);
+void AnnotateIgnoreWritesBegin(const char* file, int line);
+void AnnotateIgnoreWritesEnd(const char* file, int line);
+}
+#endif
+
+// Saves what a call must preserve, swaps stacks, restores. `from` gets the old stack pointer.
+extern "C" void emulator_switch(void** from, void* to);
+#if defined(__x86_64__)
+asm(R"(
+.pushsection .text
+.weak emulator_switch
+.hidden emulator_switch
+.type emulator_switch, @function
+emulator_switch:
+  pushq %rbp; pushq %rbx; pushq %r12; pushq %r13; pushq %r14; pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15; popq %r14; popq %r13; popq %r12; popq %rbx; popq %rbp
+  ret
+.size emulator_switch, .-emulator_switch
+.popsection
+)");
+#elif defined(__aarch64__)
+asm(R"(
+.pushsection .text
+.weak emulator_switch
+.hidden emulator_switch
+.type emulator_switch, %function
+emulator_switch:
+  sub sp, sp, #160
+  stp x19, x20, [sp]; stp x21, x22, [sp, #16]; stp x23, x24, [sp, #32]
+  stp x25, x26, [sp, #48]; stp x27, x28, [sp, #64]; stp x29, x30, [sp, #80]
+  stp d8, d9, [sp, #96]; stp d10, d11, [sp, #112]; stp d12, d13, [sp, #128]
+  stp d14, d15, [sp, #144]
+  mov x9, sp
+  str x9, [x0]
+  mov sp, x1
+  ldp x19, x20, [sp]; ldp x21, x22, [sp, #16]; ldp x23, x24, [sp, #32]
+  ldp x25, x26, [sp, #48]; ldp x27, x28, [sp, #64]; ldp x29, x30, [sp, #80]
+  ldp d8, d9, [sp, #96]; ldp d10, d11, [sp, #112]; ldp d12, d13, [sp, #128]
+  ldp d14, d15, [sp, #144]
+  add sp, sp, #160
+  ret
+.size emulator_switch, .-emulator_switch
+.popsection
+)");
+#else
+#error "the emulator has a stack switch for x86-64 and aarch64 only"
+#endif
+
+namespace emulator {
+
+constexpr size_t kStackBytes = 256 << 10;
+
+// A stack of its own, with a page below it that faults. Index -1 of the machine is the caller's.
+struct Fiber {
+  void* saved = nullptr;  // stack pointer while not running
+  char* base = nullptr;
+  const void* asan_bottom = nullptr;  // the caller's stack, for ASan
+  size_t asan_size = 0;
+  void* asan_fake = nullptr;
+  void* tsan = nullptr;
+
+  void map() {
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    char* memory = (char*)mmap(nullptr, kStackBytes + page, PROT_READ | PROT_WRITE,
+                               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == (char*)MAP_FAILED) abort();
+    mprotect(memory, page, PROT_NONE);
+    base = memory + page;
+    asan_bottom = base;
+    asan_size = kStackBytes;
+  }
+
+  // The next switch to this fiber calls `entry`, which never returns.
+  void start(void (*entry)()) {
+#if defined(__SANITIZE_ADDRESS__)
+    __asan_unpoison_memory_region(base, kStackBytes);  // frames of the fiber that died here
+    asan_fake = nullptr;
+#endif
+    uintptr_t* top = (uintptr_t*)(base + kStackBytes);
+#if defined(__x86_64__)
+    *--top = 0;                 // keeps the stack aligned as after a call
+    *--top = (uintptr_t)entry;  // where emulator_switch returns to
+    for (int i = 0; i < 6; ++i) *--top = 0;
+#else
+    top -= 20;
+    for (int i = 0; i < 20; ++i) top[i] = 0;
+    top[11] = (uintptr_t)entry;  // x30
+#endif
+    saved = top;
+#if defined(__SANITIZE_THREAD__)
+    if (tsan) __tsan_destroy_fiber(tsan);
+    tsan = __tsan_create_fiber(0);
+#endif
+  }
+};
+
+// Leaves `from` for `to`; returns when somebody comes back.
+__attribute__((noinline)) inline void switch_fiber(Fiber& from, Fiber& to, bool dying = false) {
+  (void)dying;
+#if defined(__SANITIZE_THREAD__)
+  __tsan_switch_to_fiber(to.tsan, 1);  // 1: orders nothing
+#endif
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_start_switch_fiber(dying ? nullptr : &from.asan_fake, to.asan_bottom, to.asan_size);
+#endif
+  emulator_switch(&from.saved, to.saved);
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(from.asan_fake, nullptr, nullptr);
+#endif
+}
+
+}  // namespace emulator
