@@ -374,6 +374,14 @@ def test_complaint_16_compiled_dtypes(row: Row, dtype: torch.dtype) -> None:
 def test_complaint_17_id_out_of_range(row: Row, bad: int) -> None:
     logits = randn(3, 13)
     ids = torch.tensor([0, bad, 10])
+    if not row.reads_values:
+        logits.requires_grad_()
+        for some in (ids, torch.stack([ids.clamp(0, 10), ids], -1)):
+            out = token_log_probs(logits, some, vocab_size=11, backend=row.backend, **FIELDS)
+            assert out.log_probs.view(3, -1)[:, -1].isnan().tolist() == [False, True, False]
+            (grad,) = torch.autograd.grad(out.log_probs, logits, torch.ones_like(out.log_probs))
+            assert grad[::2].isfinite().all()
+        return
     with pytest.raises(ValueError, match=r"token_ids: expected .*\[0, 11\)") as error:
         token_log_probs(logits, ids, vocab_size=11, backend=row.backend)
     assert str(bad) in str(error.value)
@@ -389,6 +397,11 @@ def test_complaint_19_temperature_that_is_none(row: Row, bad: float) -> None:
     with pytest.raises(ValueError, match=r"temperature: expected .*above 0, got"):
         token_log_probs(logits, ids, temperature=bad, backend=row.backend)
     per_row = torch.tensor([1.0, 1.0, bad])
+    if not row.reads_values:
+        out = token_log_probs(logits, ids, temperature=per_row, backend=row.backend, **FIELDS)
+        for name in ("log_probs", "entropy", "collision", "lse"):
+            assert getattr(out, name).isnan().tolist() == [False, False, True]
+        return
     with pytest.raises(ValueError, match=r"temperature: expected .*above 0, got .*row 2"):
         token_log_probs(logits, ids, temperature=per_row, backend=row.backend)
 

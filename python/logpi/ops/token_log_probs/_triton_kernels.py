@@ -249,7 +249,9 @@ def finish(
             tl.store(top1 + first + lanes, (ids == begin + arg) & good, mask=there)
     mean_shifted = LN2 * dot * inv_sum
     store_row(entropy, row, log_sum - mean_shifted)
-    store_row(collision, row, (1.0 + square) * (inv_sum * inv_sum))
+    if collision is not None:
+        whole = 1.0 + rest.to(tl.float64)
+        tl.store(collision + row, ((1.0 + square.to(tl.float64)) / (whole * whole)).to(tl.float32))
     store_row(lse, row, top * factor + log_sum)
     if mean_logit is not None:
         mean = tl.div_rn(linear, length.to(tl.float32)) * factor
