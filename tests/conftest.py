@@ -6,11 +6,11 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import interpreter
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from interpreter import round_bf16_to_nearest, small_tiles
 from logpi.ops.token_log_probs import BACKENDS
 
 settings.register_profile(
@@ -24,7 +24,7 @@ settings.register_profile(
 settings.load_profile("logpi")
 
 if os.environ.get("TRITON_INTERPRET") == "1":
-    round_bf16_to_nearest()
+    interpreter.patch()
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def _serve(row: Row) -> Iterator[Row]:
     if why_not is not None:
         pytest.skip(f"{row}: {why_not}")
     if row.interpreted:
-        with small_tiles():
+        with interpreter.small_tiles():
             yield row
         return
     if row.isa is None:

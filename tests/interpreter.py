@@ -11,6 +11,31 @@ import numpy
 SMALL = {"block": 512, "segment": 4096}  # a row of 4999 then has full groups, a rest, two segments
 
 
+def patch() -> None:
+    """Both below, once a process."""
+    round_bf16_to_nearest()
+    patch_the_language_once()
+
+
+def patch_the_language_once() -> None:
+    """The interpreter rebinds all of triton.language whenever one jit function calls another. The
+    launch has done so for functions that see `tl`, and what those of Triton itself see in `tl.core`
+    stays bound: half of a test's time."""
+    import triton.language as tl
+    import triton.runtime.interpreter as interpreter
+
+    bound = set()
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        sees_core = any(value is tl.core for value in self.fn.__globals__.values())
+        if sees_core and "core" not in bound:
+            interpreter._patch_lang(self.fn)
+            bound.add("core")
+        return self.rewrite()(*args, **kwargs)
+
+    interpreter.InterpretedFunction.__call__ = call
+
+
 def round_bf16_to_nearest() -> None:
     """The interpreter truncates float32 to bfloat16; GPUs round to the nearest, ties to even."""
     import triton.language as tl
