@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -9,6 +10,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+import emulated
+import interpreter
 from logpi.ops.token_log_probs import BACKENDS
 
 settings.register_profile(
@@ -21,6 +24,9 @@ settings.register_profile(
 )
 settings.load_profile("logpi")
 
+if os.environ.get("TRITON_INTERPRET") == "1":
+    interpreter.patch()
+
 
 @dataclass(frozen=True)
 class Row:
@@ -30,12 +36,29 @@ class Row:
     backend: str
     isa: str | None = None  # None: the one the machine picks
 
+    @property
+    def reads_values(self) -> bool:
+        """Whether bad ids and temperatures raise; where not, such a row is NaN."""
+        return self.backend in ("cpu", "torch")
+
+    @property
+    def emulated(self) -> bool:
+        """Its sources compiled for a CPU run on CPU tensors, with a GPU at hand or not."""
+        return self.backend == "cuda"
+
+    @property
+    def interpreted(self) -> bool:
+        """Thousands of times slower than what it stands for: sizes of many MB are not for it."""
+        return self.backend == "triton" and not torch.cuda.is_available()
+
     def __str__(self) -> str:
         return self.name
 
 
 # The single place to extend: tests that take `row` or `kernel_row` run on every entry.
 ROWS = (
+    Row("cuda", "cuda"),
+    Row("triton", "triton"),
     Row("cpu", "cpu"),
     Row("cpu-avx512", "cpu", "avx512"),
     Row("cpu-avx2", "cpu", "avx2"),
@@ -47,9 +70,17 @@ ROWS = (
 
 def _serve(row: Row) -> Iterator[Row]:
     """The row, ready to run; skips with the row's own sentence where it cannot."""
+    if row.emulated:
+        with emulated.kernels():
+            yield row
+        return
     why_not = next(backend for backend in BACKENDS if backend.name == row.backend).unavailable()
     if why_not is not None:
         pytest.skip(f"{row}: {why_not}")
+    if row.interpreted:
+        with interpreter.small_tiles():
+            yield row
+        return
     if row.isa is None:
         yield row
         return

@@ -100,7 +100,13 @@ def _compile(sources: list[Path], work: Path, variant: str) -> None:
     sanitizer = [flag for flag in flags if flag.startswith("-fsanitize")]
     _run([cxx, "-shared", *sanitizer, *map(str, kernels), "-o", str(work / "libkernels.so")])
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    link = [f"-L{work}", "-lkernels", "-Wl,-rpath,$ORIGIN", "-o", str(work / f"_C_emulated{suffix}")]
+    link = [
+        f"-L{work}",
+        "-lkernels",
+        "-Wl,-rpath,$ORIGIN",
+        "-o",
+        str(work / f"_C_emulated{suffix}"),
+    ]
     _run([cxx, "-shared", *sanitizer, *map(str, bindings), *link])
     for path in built:
         path.unlink()

@@ -138,7 +138,7 @@ def test_complaint_03_true_class_gradient_at_p_near_one(
 @by_dtype
 def test_complaint_04_log_prob_is_never_positive(row: Row, dtype: torch.dtype) -> None:
     for case in CASES:
-        for seed in SEEDS:
+        for seed in SEEDS[: 1 if row.interpreted else None]:
             logits = case.logits(8, 257, dtype=dtype, seed=seed)
             best = logits.argmax(-1, keepdim=True)
             ids = torch.cat([best, randint(257, 8, 3, seed=seed)], -1)
@@ -200,6 +200,8 @@ def test_complaint_07_softcap_on_padding(
 
 def test_complaint_09_seventy_thousand_rows(row: Row) -> None:
     # A grid's second dimension ends at 65535; 31 columns keep the matrix small.
+    if row.interpreted:
+        pytest.skip(f"{row}: 70 thousand programs would be interpreted for an hour")
     logits, ids = randn(70_001, 31), randint(31, 70_001)
     assert_op_within_budget(token_log_probs, logits, ids, backend=row.backend, **FIELDS)
 
@@ -249,6 +251,8 @@ def test_complaint_10_strided_everything(row: Row, dtype: torch.dtype) -> None:
 def test_complaint_11_vocabulary_not_divisible(
     kernel_row: Row, columns: int, scale: float, dtype: torch.dtype
 ) -> None:
+    if kernel_row.interpreted:
+        pytest.skip(f"{kernel_row}: a row of that many columns takes the interpreter a second")
     for seed in range(3):
         logits = scale * randn(2, columns, seed=seed, dtype=dtype)
         with nan_empty():
@@ -265,7 +269,9 @@ def test_complaint_11_vocabulary_not_divisible(
 
 @by_dtype
 def test_complaint_11_every_small_vocabulary(kernel_row: Row, dtype: torch.dtype) -> None:
-    for columns in range(1, 140):  # every rest of every vector width and unrolling
+    for columns in range(
+        1, 140, 23 if kernel_row.interpreted else 1
+    ):  # every rest of every vector width and unrolling
         logits, ids = randn(2, columns, dtype=dtype, seed=columns), torch.tensor([columns - 1, 0])
         name = f"V = {columns}:"
         assert_op_within_budget(
@@ -374,6 +380,14 @@ def test_complaint_16_compiled_dtypes(row: Row, dtype: torch.dtype) -> None:
 def test_complaint_17_id_out_of_range(row: Row, bad: int) -> None:
     logits = randn(3, 13)
     ids = torch.tensor([0, bad, 10])
+    if not row.reads_values:
+        logits.requires_grad_()
+        for some in (ids, torch.stack([ids.clamp(0, 10), ids], -1)):
+            out = token_log_probs(logits, some, vocab_size=11, backend=row.backend, **FIELDS)
+            assert out.log_probs.view(3, -1)[:, -1].isnan().tolist() == [False, True, False]
+            (grad,) = torch.autograd.grad(out.log_probs, logits, torch.ones_like(out.log_probs))
+            assert grad[::2].isfinite().all()
+        return
     with pytest.raises(ValueError, match=r"token_ids: expected .*\[0, 11\)") as error:
         token_log_probs(logits, ids, vocab_size=11, backend=row.backend)
     assert str(bad) in str(error.value)
@@ -389,6 +403,11 @@ def test_complaint_19_temperature_that_is_none(row: Row, bad: float) -> None:
     with pytest.raises(ValueError, match=r"temperature: expected .*above 0, got"):
         token_log_probs(logits, ids, temperature=bad, backend=row.backend)
     per_row = torch.tensor([1.0, 1.0, bad])
+    if not row.reads_values:
+        out = token_log_probs(logits, ids, temperature=per_row, backend=row.backend, **FIELDS)
+        for name in ("log_probs", "entropy", "collision", "lse"):
+            assert getattr(out, name).isnan().tolist() == [False, False, True]
+        return
     with pytest.raises(ValueError, match=r"temperature: expected .*above 0, got .*row 2"):
         token_log_probs(logits, ids, temperature=per_row, backend=row.backend)
 
@@ -396,9 +415,10 @@ def test_complaint_19_temperature_that_is_none(row: Row, bad: float) -> None:
 @by_dtype
 def test_complaint_20_same_bits_in_every_batch(kernel_row: Row, dtype: torch.dtype) -> None:
     # 4096 rows of 301 columns; the same 7 rows alone, in a batch of 7, and scattered in 4096.
-    logits, ids = 3 * randn(4096, 301, dtype=dtype), randint(301, 4096)
+    num_rows = 40 if kernel_row.interpreted else 4096
+    logits, ids = 3 * randn(num_rows, 301, dtype=dtype), randint(301, num_rows)
     options = {"return_mean_logit": True, **FIELDS, "backend": kernel_row.backend}
-    upstream = randn(4096), randn(4096)
+    upstream = randn(num_rows), randn(num_rows)
 
     def run(rows: Tensor) -> tuple[Tensor, ...]:
         leaf = logits[rows].requires_grad_()
@@ -406,8 +426,8 @@ def test_complaint_20_same_bits_in_every_batch(kernel_row: Row, dtype: torch.dty
         grad = torch.autograd.grad(out[:2], leaf, [head[rows] for head in upstream])[0]
         return (*out[:4], out.mean_logit, grad)
 
-    some = torch.tensor([0, 1, 511, 2047, 2048, 3000, 4095])
-    whole, seven = run(torch.arange(4096)), run(some)
+    some = torch.tensor([0, 1, 511, 2047, 2048, 3000, 4095]) % num_rows
+    whole, seven = run(torch.arange(num_rows)), run(some)
     for position, at in enumerate(some):
         one = run(at[None])
         for in_4096, in_7, alone in zip(whole, seven, one, strict=True):
@@ -417,6 +437,8 @@ def test_complaint_20_same_bits_in_every_batch(kernel_row: Row, dtype: torch.dty
 
 def test_complaint_20_same_bits_in_every_batch_of_long_rows(kernel_row: Row) -> None:
     # Long rows could be split between threads when there are few of them.
+    if kernel_row.interpreted:
+        pytest.skip(f"{kernel_row}: test_token_log_probs_triton.py splits short rows")
     logits, ids = 3 * randn(7, 151_669), randint(151_669, 7)
     keep = KeepSet.from_lists([randint(151_669, 999, seed=n).unique().tolist() for n in range(7)])
     for support in (None, slice(1000, 150_000), keep):

@@ -12,7 +12,7 @@ from logpi.ops.token_log_probs.op import BACKENDS, Call, TokenLogProbs
 
 _LIBRARY: Any = torch.library.Library("logpi", "FRAGMENT")  # type: ignore[no-untyped-call]
 _CALL = (
-    "Tensor logits, Tensor token_ids, Tensor? loss_mask, Tensor? temperatures, "
+    "str row, Tensor logits, Tensor token_ids, Tensor? loss_mask, Tensor? temperatures, "
     "Tensor? keep_indptr, Tensor? keep_indices, SymInt num_rows, SymInt ids_per_row, "
     "float temperature, SymInt support_begin, SymInt support_end, SymInt vocab_size, "
     "float softcap, float logit_scale, bool entropy, bool collision, bool lse, bool top1, "
@@ -26,25 +26,25 @@ _LIBRARY.define(
     f"token_log_probs_backward({_CALL}, Tensor log_probs, Tensor stats, Tensor? grad_log_probs, "
     "Tensor? grad_entropy) -> Tensor"
 )
-_FIELDS = len(Call._fields)
-_ROW = {"cpu": next(row for row in BACKENDS if row.name == "cpu")}  # by type of device
+_ARGUMENTS = 1 + len(Call._fields)
+_ROWS = {row.name: row for row in BACKENDS}
 
 
-def token_log_probs(call: Call) -> TokenLogProbs:
-    out = torch.ops.logpi.token_log_probs(*call)[:6]
+def token_log_probs(row: str, call: Call) -> TokenLogProbs:
+    out = torch.ops.logpi.token_log_probs(row, *call)[:6]
     wanted = (True, call.entropy, call.collision, call.lse, call.top1, call.mean_logit)
     return TokenLogProbs._make(
         field if want else None for field, want in zip(out, wanted, strict=True)
     )
 
 
-def _forward(*args: Any) -> tuple[Tensor, ...]:
+def _forward(row: str, *args: Any) -> tuple[Tensor, ...]:
     call = Call(*args)
-    out, stats = _ROW[call.logits.device.type].kernels.forward(call, keep_stats=True)
+    out, stats = _ROWS[row].kernels.forward(call, keep_stats=True)
     return tuple(call.logits.new_empty(0) if field is None else field for field in (*out, stats))
 
 
-def _fake_forward(*args: Any) -> tuple[Tensor, ...]:
+def _fake_forward(_row: str, *args: Any) -> tuple[Tensor, ...]:
     call = Call(*args)
     ids, lead, new = call.token_ids.shape, call.logits.shape[:-1], call.logits.new_empty
 
@@ -62,19 +62,19 @@ def _fake_forward(*args: Any) -> tuple[Tensor, ...]:
     )
 
 
-def _backward(*args: Any) -> Tensor:
-    call = Call(*args[:_FIELDS])
-    grad: Tensor = _ROW[call.logits.device.type].kernels.backward(call, *args[_FIELDS:])
+def _backward(row: str, *args: Any) -> Tensor:
+    call, saved = Call(*args[: _ARGUMENTS - 1]), args[_ARGUMENTS - 1 :]
+    grad: Tensor = _ROWS[row].kernels.backward(call, *saved)
     return grad
 
 
-def _fake_backward(*args: Any) -> Tensor:
-    return torch.empty_like(args[0], memory_format=torch.contiguous_format)
+def _fake_backward(_row: str, logits: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(logits, memory_format=torch.contiguous_format)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*inputs[:6], output[0], output[6])
-    ctx.settings = inputs[6:]
+    ctx.row, tensors, ctx.settings = inputs[0], inputs[1:7], inputs[7:]
+    ctx.save_for_backward(*tensors, output[0], output[6])
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*output[2:])
 
@@ -83,17 +83,17 @@ def _autograd(
     ctx: Any, grad_log_probs: Tensor | None, grad_entropy: Tensor | None, *_: Any
 ) -> tuple[Tensor | None, ...]:
     if grad_log_probs is None and grad_entropy is None:
-        return (None,) * _FIELDS
+        return (None,) * _ARGUMENTS
     *tensors, log_probs, stats = ctx.saved_tensors
     if not Call(*tensors, *ctx.settings).entropy:
         grad_entropy = None
     grad = torch.ops.logpi.token_log_probs_backward(
-        *tensors, *ctx.settings, log_probs, stats, grad_log_probs, grad_entropy
+        ctx.row, *tensors, *ctx.settings, log_probs, stats, grad_log_probs, grad_entropy
     )
-    return (grad, *(None,) * (_FIELDS - 1))
+    return (None, grad, *(None,) * (_ARGUMENTS - 2))
 
 
-for _key in ("CPU",):
+for _key in ("CPU", "CUDA"):
     _LIBRARY.impl("token_log_probs", _forward, _key)
     _LIBRARY.impl("token_log_probs_backward", _backward, _key)
 torch.library.register_fake("logpi::token_log_probs", _fake_forward, lib=_LIBRARY)

@@ -10,6 +10,8 @@ logits once more. docs/ops/token_log_probs.md derives both.
 
 from __future__ import annotations
 
+import os
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +24,8 @@ from logpi.core.strides import may_overlap
 from logpi.core.support import KeepSet, Support
 
 _HERE = "logpi.ops.token_log_probs."
+_HAS_TRITON = find_spec("triton") is not None  # found, not imported
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton reads it once as well
 
 
 class TokenLogProbs(NamedTuple):
@@ -88,6 +92,22 @@ def _needs_plain_cuda(call: Call) -> str | None:
     return _needs_plain_rows(call)
 
 
+def _needs_plain_gpu(call: Call) -> str | None:
+    device = "cpu" if _INTERPRETED else "cuda"
+    if call.logits.device.type != device:
+        where = "a CPU, where Triton's interpreter runs" if _INTERPRETED else "a GPU"
+        return f"needs logits on {where}, got {call.logits.device}"
+    return _needs_plain_rows(call)
+
+
+def _needs_triton() -> str | None:
+    if not _HAS_TRITON:
+        return "needs the package triton, which is not installed"
+    if not _INTERPRETED and not torch.cuda.is_available():
+        return "needs a GPU, and found none (nor TRITON_INTERPRET=1, which runs it on a CPU)"
+    return None
+
+
 def _needs_fresh_gradient(call: Call) -> str | None:
     if call.inplace_backward:
         return "autograd makes its own gradient and cannot write it over the logits"
@@ -96,6 +116,7 @@ def _needs_fresh_gradient(call: Call) -> str | None:
 
 BACKENDS = (  # the first row whose why_not answers None serves the call
     Backend("cuda", _HERE + "_cuda", why_not=_needs_plain_cuda, unavailable=cuda.unavailable),
+    Backend("triton", _HERE + "_triton", why_not=_needs_plain_gpu, unavailable=_needs_triton),
     Backend("cpu", _HERE + "_native", why_not=_needs_plain_cpu),
     Backend("torch", _HERE + "reference", why_not=_needs_fresh_gradient),
 )
@@ -146,8 +167,8 @@ def token_log_probs(
         inplace_backward: the backward writes the gradient over the logits instead of a buffer of
             their size. Whoever saved the logits then gets autograd's in-place error, and a
             second backward through this call raises RuntimeError.
-        backend: `"auto"`, or the name of a row (`"cuda"`, `"cpu"`, `"torch"`). A named row serves or
-            raises; it never falls back.
+        backend: `"auto"`, or the name of a row (`"cuda"`, `"triton"`, `"cpu"`, `"torch"`). A named
+            row serves or raises; it never falls back.
 
     Returns:
         `TokenLogProbs`: `log_probs` and `top1` shaped as `token_ids`, the rest `[..]`. float32
@@ -187,7 +208,7 @@ def token_log_probs(
     if torch.compiler.is_compiling():
         from logpi.ops.token_log_probs import _library
 
-        return _library.token_log_probs(call)
+        return _library.token_log_probs(row.name, call)
     if logits.requires_grad and torch.is_grad_enabled():
         fields = _TokenLogProbs.apply(logits, call, row)  # type: ignore[no-untyped-call]
         return TokenLogProbs(*fields)
