@@ -10,8 +10,18 @@ import os
 from pathlib import Path
 
 import pytest
-from sass import ARCHS, BUILD, ROOT, Expect, carried_code, compile_all, faults, missing_tools
-from sass import resident_warps, table
+from sass import (
+    ARCHS,
+    BUILD,
+    ROOT,
+    Expect,
+    carried_code,
+    compile_all,
+    faults,
+    missing_tools,
+    resident_warps,
+    table,
+)
 
 SAMPLES = Path(__file__).parent / "samples"
 SOURCES = sorted((ROOT / "csrc").glob("*/*.cu"))
