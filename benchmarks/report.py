@@ -188,12 +188,12 @@ def summary(result: Mapping[str, Any]) -> str:
         of_copy = _number(ours["of_copy"], "{:.0%} of copy")
         cells_ = (title, ours["provider"], cells(ours)[1], of_copy, beside)
         lines.append("{:<50.50} {:<18.18} {:>9} {:>12}  {}".format(*cells_))
-    for check in result["acceptance"]:
-        where, label, value, bound, word, beside = verdict(check)
-        lines.append(f"{word:<12} {where:<42.42} {label:<26} {value:>7} {bound:<8} {beside}")
-    lines += [f"left out for lack of time: {', '.join(result['left_out'])}"] * bool(
-        result["left_out"]
-    )
+    measured = [check for check in result["acceptance"] if check["met"] is not None]
+    for where, label, value, bound, word, beside in map(verdict, measured):
+        lines.append(f"{word:<6} {where:<42.42} {label:<26} {value:>7} {bound:<8} {beside}")
+    lines.append(f"targets not measured: {len(result['acceptance']) - len(measured)}")
+    if result["left_out"]:
+        lines.append(f"left out for lack of time: {', '.join(result['left_out'])}")
     return "\n".join(lines)
 
 

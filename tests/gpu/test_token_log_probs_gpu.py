@@ -346,14 +346,14 @@ def test_compiled_without_a_break(place: Place, compiler: str, dtype: torch.dtyp
     logits, ids = inputs["logits"], inputs["token_ids"]
     options = {name: inputs[name] for name in ("support", "temperature", "loss_mask")}
     options |= ALL_FLOATS
-    torch.compiler.reset()
 
-    @torch.compile(backend=compiler, fullgraph=True)
-    def compiled(logits: Tensor, ids: Tensor, **options: Any) -> Any:
+    def op(logits: Tensor, ids: Tensor, **options: Any) -> Any:
         return token_log_probs(logits, ids, backend=place.row, **options)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the compiler's advice
+        warnings.simplefilter("ignore")  # the compiler's, of itself and of the GPU's settings
+        torch.compiler.reset()
+        compiled = torch.compile(op, backend=compiler, fullgraph=True)
         ours = outputs_and_gradients(compiled, logits, ids, **options)
     options["backend"] = "torch"
     yardstick = outputs_and_gradients(token_log_probs, logits, ids, **options)
