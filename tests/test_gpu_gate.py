@@ -63,6 +63,32 @@ def test_only_skipping_is_no_failure() -> None:
     assert table == dict.fromkeys(("memcheck", "synccheck"), ("skipped", NO_GPU))
 
 
+def _pretend(tmp_path: Path, name: str, script: str) -> None:
+    (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+    (tmp_path / name).chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("sanitizer", "status", "verdict", "remark"),
+    [
+        ("echo all quiet", 0, "ran", "all quiet"),
+        ("echo a hazard; exit 9", 1, "failed", "exit status 9"),
+        ("echo Device not supported; exit 1", 0, "skipped", "device not supported"),
+        ('echo "$@"', 0, "ran", "--tool racecheck --error-exitcode 9"),
+    ],
+)
+def test_what_a_sanitizer_finds(
+    tmp_path: Path, sanitizer: str, status: int, verdict: str, remark: str
+) -> None:
+    _pretend(tmp_path, "compute-sanitizer", sanitizer)
+    _pretend(tmp_path, "python", "echo 90")  # whatever it is asked: the GPU's capability
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    found, table, output = gate("racecheck", PYTHON=str(tmp_path / "python"), PATH=path)
+    assert found == status, output
+    assert table["racecheck"][0] == verdict
+    assert remark in table["racecheck"][1]
+
+
 def test_an_unknown_phase_is_refused() -> None:
     status, _, output = gate("bild")
     assert status == 2
