@@ -6,6 +6,7 @@ import ctypes
 import os
 import platform
 import re
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +15,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-CACHE_BYTES = 128 << 20  # more than any last-level cache we meet
+CACHE_BYTES = 128 << 20  # more than any last-level cache of a CPU we meet
+CUDA_CACHE_BYTES = 512 << 20  # and of a GPU; long enough to read that a launch hides behind it
 
 
 class Device(Protocol):
     name: str
+    kind: str
     memory_method: str
 
     def stamp(self) -> Any: ...
@@ -26,6 +29,7 @@ class Device(Protocol):
     def synchronise(self) -> None: ...
     def flush(self) -> None: ...
     def free_bytes(self) -> int: ...
+    def release(self) -> None: ...
     def peak_bytes(self, work: Callable[[], Any]) -> tuple[Any, int | None]: ...
 
 
@@ -59,6 +63,7 @@ def reads(buffer: Tensor) -> dict[str, Callable[[], Tensor]]:
 class Cpu:
     """Wall clock; peak memory from the kernel's resident high-water mark."""
 
+    kind = "cpu"
     memory_method = (
         "resident high-water mark (VmHWM after a reset through /proc/self/clear_refs, freed heap "
         "pages returned first): sees every page touched, by torch or by anyone"
@@ -92,6 +97,9 @@ class Cpu:
         available = re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())
         return int(available[1]) << 10 if available else 1 << 62
 
+    def release(self) -> None:
+        pass
+
     def peak_bytes(self, work: Callable[[], Any]) -> tuple[Any, int | None]:
         if not self.can_measure:
             return work(), None
@@ -108,11 +116,12 @@ class Cpu:
 class Cuda:
     """Events on the current stream; peak memory from torch's allocator."""
 
+    kind = "cuda"
     memory_method = "torch.cuda.max_memory_allocated above what was allocated before"
 
     def __init__(self, device: torch.device) -> None:
         self.name = torch.cuda.get_device_name(device)
-        self._cache = torch.empty(CACHE_BYTES, dtype=torch.int8, device=device)
+        self._cache = torch.ones(CUDA_CACHE_BYTES // 8, dtype=torch.int64, device=device)
 
     def stamp(self) -> torch.cuda.Event:
         event = torch.cuda.Event(enable_timing=True)
@@ -126,10 +135,15 @@ class Cuda:
         torch.cuda.synchronize()
 
     def flush(self) -> None:
-        self._cache.zero_()  # also keeps the stream busy while the timed work is being launched
+        # Not waited for: the stream is busy while the timed work is being launched.
+        self._cache.sum()
 
     def free_bytes(self) -> int:
-        return torch.cuda.mem_get_info()[0]
+        held = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        return torch.cuda.mem_get_info()[0] + held  # torch keeps what was freed, for the next
+
+    def release(self) -> None:
+        torch.cuda.empty_cache()
 
     def peak_bytes(self, work: Callable[[], Any]) -> tuple[Any, int | None]:
         torch.cuda.synchronize()
@@ -138,6 +152,17 @@ class Cuda:
         result = work()
         torch.cuda.synchronize()
         return result, torch.cuda.max_memory_allocated() - before
+
+
+def gpu_state() -> str:
+    """Driver, clocks and temperature as nvidia-smi tells them; "" where there is none."""
+    fields = "driver_version,clocks.sm,clocks.mem,temperature.gpu,power.draw"
+    command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def huge_pages() -> dict[str, str]:

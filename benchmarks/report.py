@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,29 @@ def _bars(axis: Any, title: str, bars: list[Row]) -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
+def summary(result: Mapping[str, Any]) -> str:
+    """A line a pass: our first row beside the device's copy and the best peer; then the targets."""
+    lines = [f"{result['op']} on {result['device']}, tests {result['tests']}"]
+    for title, members in sections(result["rows"]):
+        ran = [row for row in members if row["refusal"] is None and row["role"] != "reference"]
+        ours = next((row for row in ran if row["role"] == "ours"), None)
+        if ours is None:
+            continue
+        peers = [row for row in ran if row["role"] == "peer" and row["ratio"] is not None]
+        best = min(peers, key=lambda row: row["ratio"], default=None)
+        beside = f"{best['ratio']:.2f}x {best['provider']}" if best else "no peer ran"
+        of_copy = _number(ours["of_copy"], "{:.0%} of copy")
+        cells_ = (title, ours["provider"], cells(ours)[1], of_copy, beside)
+        lines.append("{:<50.50} {:<18.18} {:>9} {:>12}  {}".format(*cells_))
+    measured = [check for check in result["acceptance"] if check["met"] is not None]
+    for where, label, value, bound, word, beside in map(verdict, measured):
+        lines.append(f"{word:<6} {where:<42.42} {label:<26} {value:>7} {bound:<8} {beside}")
+    lines.append(f"targets not measured: {len(result['acceptance']) - len(measured)}")
+    if result["left_out"]:
+        lines.append(f"left out for lack of time: {', '.join(result['left_out'])}")
+    return "\n".join(lines)
+
+
 def _header(result: Mapping[str, Any]) -> list[str]:
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     pages = ", ".join(f"{name} {value}" for name, value in result["memory"].items())
@@ -180,7 +204,11 @@ def _header(result: Mapping[str, Any]) -> list[str]:
     quiet = load is not None and load < BUSY
     noise = "" if quiet else ": NOT A QUIET MACHINE, do not quote a time from this run"
     dirty = " with uncommitted changes" if result["dirty"] else ""
+    before, after = result["gpu_state"]
+    left_out = ", ".join(result["left_out"])
     return [
+        *([f"nvidia-smi before: {before}; after: {after}"] if before else []),
+        *([f"left out for lack of time: {left_out}"] if left_out else []),
         f"{result['device']}, ISA {result['isa']}, {result['date']}",
         f"commit {result['commit']}{dirty}; {versions}",
         f"tests before the run: {result['tests']}; memory: {pages}",
@@ -195,5 +223,15 @@ def _grid(headers: tuple[str, ...], body: list[tuple[str, ...]]) -> list[str]:
     return ["| " + " | ".join(cell.replace("|", "/") for cell in line) + " |" for line in lines]
 
 
+def main() -> None:
+    """`python -m benchmarks.report FILE.json..`: the summary of results that lie on disk."""
+    for name in sys.argv[1:]:
+        print(summary(json.loads(Path(name).read_text())))
+
+
 def _number(value: float | None, form: str, over: float = 1.0) -> str:
     return "" if value is None else form.format(value / over)
+
+
+if __name__ == "__main__":
+    main()

@@ -10,6 +10,7 @@ import datetime
 import gc
 import importlib
 import importlib.metadata
+import math
 import platform
 import subprocess
 import sys
@@ -24,28 +25,31 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's own f
 import torch
 
 from benchmarks import report
-from benchmarks.devices import OtherLoad, device_of, huge_pages, slug
+from benchmarks.devices import OtherLoad, device_of, gpu_state, huge_pages, slug
 from benchmarks.harness import Provider, alternate, rows
 from benchmarks.ops._logits import CHECKED_ROWS
 from benchmarks.shapes import QUICK, SHAPES, named
 
 ROOT = Path(__file__).resolve().parents[1]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-PACKAGES = ("logpi", "torch", "trl", "liger_kernel", "triton")
+PACKAGES = ("logpi", "torch", "triton", "trl", "liger_kernel", "quack-kernels", "flash-attn")
 
 
 def main(argv: list[str] | None = None) -> int:
     args = _arguments(argv)
-    names = args.shapes or (QUICK if args.quick else [shape.name for shape in SHAPES])
+    kind = torch.device(args.device).type
+    names = args.shapes or (QUICK[kind] if args.quick else [shape.name for shape in SHAPES[kind]])
     shapes = [named(name) for name in names]
     dtypes = args.dtype or ["float32", "bfloat16"]
-    if not args.no_tests and not green(args.op, ROOT):
+    run_tests = not (args.no_tests or args.tests_were_green)
+    if run_tests and not green(args.op, ROOT, kind):
         print(f"the tests of {args.op} are red: nothing was measured", file=sys.stderr)
         return 1
-    result = measure(args.op, shapes, dtypes, args.device, 1.0 if args.quick else args.budget)
+    budget = 1.0 if args.quick else args.budget
+    result = measure(args.op, shapes, dtypes, args.device, budget, args.seconds)
     result["tests"] = "not run" if args.no_tests else "green"
     report.show(result)
-    whole = not (args.shapes or args.quick or args.dtype or args.no_tests)
+    whole = not (args.shapes or args.quick or args.dtype or args.no_tests or result["left_out"])
     # a partial run is for reading: only a whole one may replace the results that are kept
     out = args.out or (ROOT / "benchmarks/results" if whole else ROOT / "build/benchmarks")
     for path in report.write(result, out / result["slug"]):
@@ -53,12 +57,13 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def green(op: str, root: Path) -> bool:
-    """Runs the op's tests in a process of their own; none found is red."""
-    files = sorted((root / "tests/ops").glob(f"test_{op}*.py"))
+def green(op: str, root: Path, kind: str = "cpu") -> bool:
+    """Runs the op's tests on that kind of device in a process of their own; none found is red."""
+    folder, marked = ("gpu", "gpu") if kind == "cuda" else ("ops", "not gpu")
+    files = sorted((root / "tests" / folder).glob(f"test_{op}*.py"))
     if not files:
         return False
-    command = [sys.executable, "-m", "pytest", "-q", "-x", *map(str, files)]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", marked, *map(str, files)]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         sys.stderr.write((done.stdout + done.stderr)[-4000:])
@@ -66,14 +71,23 @@ def green(op: str, root: Path) -> bool:
 
 
 def measure(
-    op: str, shapes: list[Any], dtypes: list[str], device: str, budget_s: float
+    op: str,
+    shapes: list[Any],
+    dtypes: list[str],
+    device: str,
+    budget_s: float,
+    seconds: float = math.inf,
 ) -> dict[str, Any]:
-    """Every case of `op`, as the JSON holds it."""
+    """Every case of `op`, as the JSON holds it; after `seconds` no further one is begun."""
     module = importlib.import_module(f"benchmarks.ops.{op}")
     found: list[dict[str, Any]] = []
-    chosen, load = None, OtherLoad()
+    left_out: list[str] = []
+    chosen, load, gpu, began = None, OtherLoad(), gpu_state(), time.monotonic()
     for shape in shapes:
         for dtype in dtypes:
+            if chosen is not None and time.monotonic() - began > seconds:
+                left_out.append(f"{shape.name} {dtype}")
+                continue
             if "torch._dynamo" in sys.modules:
                 torch._dynamo.reset()  # past 8 shapes dynamo would quietly run eager code
             case = module.Case(shape, DTYPES[dtype], device)
@@ -97,13 +111,18 @@ def measure(
                 found += rows(records, case.nbytes, **labels)
             del case, group, records
             gc.collect()  # before the next one is allocated
+            chosen.release()
     return {
         "op": op,
         "slug": slug(chosen),
         **_environment(chosen),
+        "gpu_state": [gpu, gpu_state()],
         "other_load": load.share(),
+        "left_out": left_out,
         "checked": CHECKED_ROWS,
-        "acceptance": [check for target in module.TARGETS for check in target.check(found)],
+        "acceptance": [
+            check for target in module.TARGETS[chosen.kind] for check in target.check(found)
+        ],
         "rows": found,
     }
 
@@ -172,8 +191,13 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--budget", type=float, default=4.0, help="seconds a group, slow peers aside"
     )
+    parser.add_argument(
+        "--seconds", type=float, default=math.inf, help="begin no shape after so many"
+    )
     parser.add_argument("--out", type=Path, help="folder in which a folder of the device is made")
-    parser.add_argument("--no-tests", action="store_true", help="measure whatever state it is in")
+    tests = parser.add_mutually_exclusive_group()
+    tests.add_argument("--no-tests", action="store_true", help="measure whatever state it is in")
+    tests.add_argument("--tests-were-green", action="store_true", help="the caller just ran them")
     return parser.parse_args(argv)
 
 

@@ -20,7 +20,7 @@ from benchmarks.devices import Cpu, device_of, reads
 from benchmarks.harness import TOTAL, Provider, alternate, paired_ratio, rows, spread
 from benchmarks.ops import _peers as peers
 from benchmarks.ops import token_log_probs as op
-from benchmarks.shapes import Shape, named
+from benchmarks.shapes import QUICK, SHAPES, Shape, named
 from benchmarks.targets import Target
 
 
@@ -28,10 +28,11 @@ class Clock:
     """A device on which time passes only when a provider says so."""
 
     name = "clock"
+    kind = "cpu"
     memory_method = "none"
 
     def __init__(self) -> None:
-        self.now, self.trace = 0.0, []
+        self.now, self.trace, self.steps = 0.0, [], []
 
     def takes(self, name: str, *durations: float) -> Callable[[Any], str]:
         times = itertools.cycle(durations)
@@ -49,9 +50,13 @@ class Clock:
     def elapsed_ns(self, start: float, end: float) -> float:
         return end - start
 
-    def synchronise(self) -> None: ...
+    def synchronise(self) -> None:
+        self.steps.append("synchronise")
 
-    def flush(self) -> None: ...
+    def flush(self) -> None:
+        self.steps.append("flush")
+
+    def release(self) -> None: ...
 
     def free_bytes(self) -> int:
         return 1000
@@ -134,6 +139,19 @@ def test_passes_are_timed_apart_and_bytes_are_those_they_must_move(clock: Clock)
     assert table[TOTAL]["gb_s"] == pytest.approx(30.0)
     assert table[TOTAL]["peak_bytes"] == 7
     assert table["backward"]["peak_bytes"] is None
+
+
+def test_nothing_waits_between_the_flush_and_the_clock(clock: Clock) -> None:
+    # A GPU that idles while the host launches would be charged for the host's time.
+    def work(_: Any) -> None:
+        clock.steps.append("work")
+
+    def prepare() -> None:
+        clock.steps.append("prepare")
+
+    alternate([Provider("ours", {"forward": work}, prepare=prepare)], clock, max_rounds=1)
+    whole = ["prepare", "synchronise", "flush", "work", "synchronise"]
+    assert clock.steps == 3 * whole  # two rehearsals and a round
 
 
 def test_many_calls_in_a_stage_are_divided(clock: Clock) -> None:
@@ -240,6 +258,7 @@ def test_token_log_probs_end_to_end(
     assert loaded["memory"].keys() == {"transparent_hugepage", "THP_MEM_ALLOC_ENABLE"}
     case = {"shape", "model", "dtype", "group", "buffers", "pass", "provider", "role", "computes"}
     times = {"us", "p20_us", "p80_us", "rounds", "ratio", "gb_s", "of_read", "of_copy"}
+    assert (loaded["gpu_state"], loaded["left_out"]) == (["", ""], [])
     more = {"peak_bytes", "max_error", "input_bytes", "refusal"}
     assert all(row.keys() == case | times | more for row in loaded["rows"])
     groups = {(row["group"], row["buffers"]) for row in loaded["rows"]}
@@ -254,6 +273,13 @@ def test_token_log_probs_end_to_end(
     for row in errors:  # a provider that computes something else would be off by about 1
         assert row["max_error"] < (1e-4 if row["dtype"] == "float32" else 0.1), row
 
+    ours = next(row for row in ran if row["role"] == "ours")["provider"]
+    lines = report.summary(loaded).splitlines()
+    assert sum(ours in line and "of copy" in line for line in lines) == 2 * 5  # dtypes, passes
+    met = [check["met"] for check in loaded["acceptance"]]
+    assert sum(line.startswith(("met", "MISSED")) for line in lines) == len(met) - met.count(None)
+    assert f"targets not measured: {met.count(None)}" in lines
+
     report.show(result)
     shown, page = capsys.readouterr().out, paths[1].read_text()
     for text in (shown, page):
@@ -261,6 +287,59 @@ def test_token_log_probs_end_to_end(
         assert "not measured" in text
         assert all(name in text for name in refused)
     assert paths[2].stat().st_size > 10_000
+
+
+def test_what_there_was_no_time_for_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(op, "groups", lambda _: [op.Group("none", "", [])])
+    shapes = [TINY, Shape("other", 8, 700)]
+    found = run.measure("token_log_probs", shapes, ["float32", "bfloat16"], "cpu", 0.0, 0.0)
+    assert found["left_out"] == ["tiny bfloat16", "other float32", "other bfloat16"]
+    report.show(found | {"tests": "green"})
+    assert "left out for lack of time: tiny bfloat16" in capsys.readouterr().out
+
+
+def test_a_graph_holds_many_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(op, "REPLAYED", 3)
+    case, seen = op.Case(TINY, torch.float32, "cpu"), []
+    form = op.Form("ours", lambda logits, _: seen.append(logits.data_ptr()), role="ours")
+    provider = op._replayed(case, form)
+    (record,) = alternate([provider], device_of(case.logits), budget_s=0.0, max_rounds=1)
+    assert len(set(seen)) == 3 == provider.calls  # each its own logits: none is in a cache
+    assert seen == 3 * seen[:3]  # two rehearsals and a round
+    row = rows([record], case.nbytes)[0]
+    assert (row["pass"], row["refusal"]) == ("graph replay", None)
+    assert row["gb_s"] == pytest.approx(case.nbytes / row["us"] / 1e3)
+
+
+def test_a_peer_that_writes_over_its_input_gets_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def rude(logits: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, None]:
+        found = peers.logsumexp_form(logits, ids)
+        logits.detach().zero_()
+        return found
+
+    monkeypatch.setattr(peers, "liger", rude)
+    case = op.Case(TINY, torch.float32, "cpu")
+    before = case.logits.clone()
+    provider = op._forward(case, op.Form("rude", rude, op.ONE))
+    (record,) = alternate(
+        [provider], device_of(case.logits), budget_s=0.0, max_rounds=1, error_of=case.error
+    )
+    assert record.max_error < 1e-4
+    assert case.logits.equal(before)
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_every_target_can_be_measured(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda f, **_: f)  # whose import warns
+    shapes = {str(shape) for shape in SHAPES[kind]}
+    assert {target.shape for target in op.TARGETS[kind]} <= shapes
+    assert {named(name) for name in QUICK[kind]} <= set(SHAPES[kind])
+    names = [form.name for form in op._forms(kind)]
+    for target in op.TARGETS[kind]:
+        assert any(name.startswith(target.against or "") for name in names)
+    assert len(set(names)) == len(names)
 
 
 def ours_elsewhere() -> set[str]:

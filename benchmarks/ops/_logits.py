@@ -26,6 +26,7 @@ class LogitsCase:
         some = torch.randn(min(rows, 64), vocab, generator=random) * 4
         tail = torch.rand(some.shape, generator=random) < 3 / vocab
         some += tail * 14  # a few candidates a row far above the rest, as after a language model
+        some = some.to(device)
         self.logits = torch.empty(rows, vocab, dtype=dtype, device=device)
         for begin in range(0, rows, len(some)):  # repeated: drawing every row would take a minute
             block = self.logits[begin : begin + len(some)]
@@ -38,6 +39,13 @@ class LogitsCase:
         self.checked = torch.linspace(0, rows - 1, min(rows, CHECKED_ROWS)).long().to(device)
         self._truth: tuple[Tensor, ...] | None = None
         self._read = ""
+        self._batches: list[Tensor] = []
+
+    def batches(self, count: int) -> list[Tensor]:
+        """Copies of the logits, the same ones for whoever asks."""
+        while len(self._batches) < count:
+            self._batches.append(self.logits.clone())
+        return self._batches[:count]
 
     def plain_read(self) -> Provider:
         """The fastest read of the logits' bytes that torch has here; the name says which."""

@@ -45,10 +45,29 @@ def trl_separate(logits: Tensor, ids: Tensor) -> Pair:
     return selective_log_softmax(logits, ids), entropy_from_logits(logits)
 
 
+def trl_kernel(logits: Tensor, ids: Tensor) -> Pair:
+    # what trl_both comes to on a GPU, with less to import
+    from trl.kernels.logprob_entropy import selective_log_softmax_and_entropy
+
+    return selective_log_softmax_and_entropy(logits, ids)
+
+
 def liger(logits: Tensor, ids: Tensor) -> Pair:
     from liger_kernel.transformers.functional import liger_cross_entropy
 
     return -liger_cross_entropy(logits, ids, reduction="none"), None
+
+
+def quack(logits: Tensor, ids: Tensor) -> Pair:
+    from quack.cross_entropy import cross_entropy as quack_cross_entropy
+
+    return -quack_cross_entropy(logits, ids, reduction="none"), None
+
+
+def flash_attn(logits: Tensor, ids: Tensor) -> Pair:
+    from flash_attn.ops.triton.cross_entropy import cross_entropy_loss
+
+    return -cross_entropy_loss(logits, ids)[0], None
 
 
 def closed_forward(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:

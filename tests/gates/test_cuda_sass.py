@@ -1,0 +1,130 @@
+"""The machine code of the CUDA kernels: wide loads, nothing in local memory, few registers.
+
+Runs wherever nvcc is; a GPU is not needed. The table goes to build/gates/cuda_sass.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import pytest
+from sass import (
+    ARCHS,
+    BUILD,
+    ROOT,
+    Expect,
+    carried_code,
+    compile_all,
+    faults,
+    missing_tools,
+    resident_warps,
+    table,
+)
+
+SAMPLES = Path(__file__).parent / "samples"
+SOURCES = sorted((ROOT / "csrc").glob("*/*.cu"))
+SHIPPED = {"sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "compute_120"}
+
+# Every kernel of csrc/, by its own name: what each instance of it must keep to.
+KERNELS: dict[str, Expect] = {}
+
+_why_not = missing_tools()
+pytestmark = pytest.mark.skipif(_why_not is not None, reason=f"{_why_not}")
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    return compile_all(SOURCES)
+
+
+def test_every_kernel_keeps_to_its_line(compiled) -> None:
+    unknown = {kernel.name for kernel in compiled} - KERNELS.keys()
+    assert not unknown, f"kernels without a line in KERNELS: {sorted(unknown)}"
+    found = [fault for kernel in compiled for fault in faults(kernel, KERNELS[kernel.name])]
+    assert not found, "\n".join(found)
+
+
+def test_every_line_has_its_kernel(compiled) -> None:
+    assert {(kernel.name, kernel.arch) for kernel in compiled} == {
+        (name, arch) for name in KERNELS for arch in ARCHS
+    }
+
+
+def test_the_table_is_written(compiled) -> None:
+    text = table(compiled, KERNELS)
+    (BUILD / "cuda_sass.md").write_text(text)
+    assert text.count("\n") == 2 + len(compiled)
+
+
+def test_the_built_module_carries_every_target() -> None:
+    from logpi import _C
+
+    if not _C.has_cuda:
+        pytest.skip("_C was built without CUDA")
+    if os.environ.get("LOGPI_CUDA_ARCHS"):
+        pytest.skip("LOGPI_CUDA_ARCHS chose other targets for this build")
+    assert carried_code(Path(_C.__file__)) == SHIPPED
+
+
+# ---- the gate can fail --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=ARCHS)
+def samples(request: pytest.FixtureRequest):
+    found = compile_all(sorted(SAMPLES.glob("*.cu")), [request.param])
+    return {kernel.name: kernel for kernel in found}
+
+
+def test_a_good_kernel_passes(samples) -> None:
+    good = samples["good_kernel"]
+    assert faults(good, Expect(registers=32)) == []
+    assert good.instance == "good_kernel<unsigned short>"
+    assert (good.threads, good.static_shared) == (256, 32)
+    assert good.count("MUFU", having="EX2") >= 4
+    assert good.count("LDG") >= good.count("LDG", having="128") > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "expect", "fault"),
+    [
+        ("good_kernel", Expect(registers=8), "registers, over its 8"),
+        ("narrow_kernel", Expect(registers=64), "no 16-byte load"),
+        ("spilling_kernel", Expect(registers=64), "loads and stores of local memory"),
+        ("spilling_kernel", Expect(registers=64), "128 bytes of stack"),
+        ("unbounded_kernel", Expect(registers=64), "no __launch_bounds__"),
+    ],
+)
+def test_a_planted_fault_is_reported(samples, name: str, expect: Expect, fault: str) -> None:
+    assert any(fault in sentence for sentence in faults(samples[name], expect))
+
+
+def test_wide_loads_are_asked_of_row_kernels_only(samples) -> None:
+    assert faults(samples["narrow_kernel"], Expect(registers=64, wide_loads=False)) == []
+
+
+@pytest.mark.parametrize(
+    ("registers", "threads", "shared", "warps"),
+    [
+        (32, 256, 0, 64),  # nothing limits but the multiprocessor's own 64
+        (64, 256, 0, 32),
+        (65, 256, 0, 24),  # 72 are given out: 3 blocks of 8 warps, not 3.5
+        (255, 256, 0, 8),
+        (32, 1024, 0, 64),
+        (32, 32, 0, 32),  # no more than 32 blocks
+        (32, 256, 32 << 10, 32),  # 33 kB a block with the reserved one: 4 on sm_80
+    ],
+)
+def test_occupancy_by_hand(samples, registers: int, threads: int, shared: int, warps: int) -> None:
+    kernel = dataclasses.replace(
+        samples["good_kernel"], arch="sm_80", registers=registers, threads=threads, static_shared=0
+    )
+    assert resident_warps(kernel, shared) == warps
+
+
+def test_a_compile_error_is_shown(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.cu"
+    broken.write_text("__global__ void broken_kernel() { return 1; }\n")
+    with pytest.raises(RuntimeError, match=r"broken\.cu.*error"):
+        compile_all([broken], ["sm_90"])
