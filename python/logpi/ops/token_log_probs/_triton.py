@@ -51,7 +51,7 @@ def forward(call: Call, keep_stats: bool) -> tuple[TokenLogProbs, Tensor | None]
         *_row_scalars(call),
     )
     fields = (*out, stats)
-    partial = new((call.num_rows, segments, 6), dtype=torch.float32) if split else None
+    partial = new((call.num_rows, segments, 6), dtype=torch.float64) if split else None
     constants = {"IDS": _ids_at_a_time(call), "CAP": call.softcap != 0}
     options = {**constants, "num_warps": TILES.num_warps}
     with _device(call.logits):
@@ -63,7 +63,7 @@ def forward(call: Call, keep_stats: bool) -> tuple[TokenLogProbs, Tensor | None]
             segment,
             segments,
             BLOCK=TILES.block,
-            WHOLE=length % 8 == 0,
+            WHOLE=not keep and length % 8 == 0,
             **row_options,
             **options,
         )

@@ -254,7 +254,7 @@ def finish(
         tl.store(collision + row, ((1.0 + square.to(tl.float64)) / (whole * whole)).to(tl.float32))
     store_row(lse, row, top * factor + log_sum)
     if mean_logit is not None:
-        mean = tl.div_rn(linear, length.to(tl.float32)) * factor
+        mean = (linear / length.to(tl.float64)).to(tl.float32) * factor
         tl.store(mean_logit + row, tl.where(good, mean, nan))
     if stats is not None:
         tl.store(stats + row * 3, tl.where(good, top, nan))
@@ -309,12 +309,12 @@ def forward_kernel(
             BLOCK, WHOLE, KEEP, CAP, DOT, SQUARE, LINEAR, ARG,
         )  # fmt: skip
         to = partial + (row * segments + at) * 6
-        tl.store(to, top)
-        tl.store(to + 1, rest)
-        tl.store(to + 2, dot)
-        tl.store(to + 3, square)
+        tl.store(to, top.to(tl.float64))
+        tl.store(to + 1, rest.to(tl.float64))
+        tl.store(to + 2, dot.to(tl.float64))
+        tl.store(to + 3, square.to(tl.float64))
         tl.store(to + 4, linear)
-        tl.store(to + 5, arg.to(tl.float32, bitcast=True))
+        tl.store(to + 5, arg.to(tl.float64))
     else:
         sums = no_sum()
         for at in range(0, length, segment):
@@ -334,8 +334,9 @@ def forward_kernel(
 @triton.jit
 def load_partial(partial):
     return (
-        tl.load(partial), tl.load(partial + 1), tl.load(partial + 2), tl.load(partial + 3),
-        tl.load(partial + 4), tl.load(partial + 5).to(tl.int32, bitcast=True),
+        tl.load(partial).to(tl.float32), tl.load(partial + 1).to(tl.float32),
+        tl.load(partial + 2).to(tl.float32), tl.load(partial + 3).to(tl.float32),
+        tl.load(partial + 4), tl.load(partial + 5).to(tl.int32),
     )  # fmt: skip
 
 
