@@ -18,10 +18,11 @@ class Tiles(NamedTuple):
     block: int = 2048  # lanes: 16 bytes of bf16 for each of 256 threads
     segment: int = 40_960  # at most, summed by one program without a reduction
     few_rows: int = 264  # up to two programs per multiprocessor of the largest GPUs: split rows
-    num_warps: int = 8
+    threads: int = 256
 
 
 TILES = Tiles()
+_LANES = 64 if torch.version.hip else 32
 
 
 def forward(call: Call, keep_stats: bool) -> tuple[TokenLogProbs, Tensor | None]:
@@ -53,7 +54,7 @@ def forward(call: Call, keep_stats: bool) -> tuple[TokenLogProbs, Tensor | None]
     fields = (*out, stats)
     partial = new((call.num_rows, segments, 6), dtype=torch.float64) if split else None
     constants = {"IDS": _ids_at_a_time(call), "CAP": call.softcap != 0}
-    options = {**constants, "num_warps": TILES.num_warps}
+    options = {**constants, "num_warps": TILES.threads // _LANES}
     with _device(call.logits):
         kernels.forward_kernel[(call.num_rows * (segments if split else 1),)](
             *row_arguments,
@@ -127,7 +128,7 @@ def _backward(call: Call, saved: tuple[Tensor | None, ...], out: Tensor) -> None
         CAP=call.softcap != 0,
         **row_options,
         **{f"GRAD_{name}": value for name, value in grad_options.items()},
-        num_warps=TILES.num_warps,
+        num_warps=TILES.threads // _LANES,
     )
 
 
@@ -146,7 +147,7 @@ def _kept_backward(call: Call, saved: tuple[Tensor | None, ...], out: Tensor) ->
         DIMS=row_options["DIMS"],
         CAP=call.softcap != 0,
         **constants,
-        num_warps=TILES.num_warps,
+        num_warps=TILES.threads // _LANES,
     )
     out.zero_()
     rows, row_options = _rows(out, 0)
@@ -160,7 +161,7 @@ def _kept_backward(call: Call, saved: tuple[Tensor | None, ...], out: Tensor) ->
         values,
         DIMS=row_options["DIMS"],
         **constants,
-        num_warps=TILES.num_warps,
+        num_warps=TILES.threads // _LANES,
     )
 
 

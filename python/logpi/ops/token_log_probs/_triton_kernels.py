@@ -164,12 +164,17 @@ def sum_segment(
                 True, KEEP, CAP, DOT, SQUARE, LINEAR, ARG,
             )  # fmt: skip
             at += 4 * BLOCK
-    while at < end:
-        group = load_group(start, at, end, kept, vocab_size, BLOCK, False, WHOLE, KEEP)
-        sums = fold_group(
-            sums, group, cap, inner, scale, False, KEEP, CAP, DOT, SQUARE, LINEAR, ARG
-        )
-        at += 4 * BLOCK
+        if at < end:
+            group = load_group(start, at, end, kept, vocab_size, BLOCK, False, WHOLE, KEEP)
+            sums = fold_group(
+                sums, group, cap, inner, scale, False, KEEP, CAP, DOT, SQUARE, LINEAR, ARG
+            )
+    else:
+        for at_kept in range(at, end, 4 * BLOCK):
+            group = load_group(start, at_kept, end, kept, vocab_size, BLOCK, False, WHOLE, KEEP)
+            sums = fold_group(
+                sums, group, cap, inner, scale, False, KEEP, CAP, DOT, SQUARE, LINEAR, ARG
+            )
     return reduce_lanes(sums, scale, BLOCK, DOT, SQUARE, LINEAR, ARG)
 
 
