@@ -6,11 +6,11 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import interpreter
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+import interpreter
 from logpi.ops.token_log_probs import BACKENDS
 
 settings.register_profile(

@@ -46,11 +46,15 @@ def compiled(kernel: Any, arguments: dict[str, Any], target: str, threads: int) 
         usage = _cuobjdump("-res-usage", made.asm["cubin"])
         found = {name: int(value) for name, value in re.findall(r"(\w+):(\d+)", usage)}
         sass = _cuobjdump("-sass", made.asm["cubin"])
-        names = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@\S+\s+)?([A-Z][\w.]*)", sass, re.MULTILINE)
+        names = re.findall(
+            r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@\S+\s+)?([A-Z][\w.]*)", sass, re.MULTILINE
+        )
         local = found["STACK"] + found["LOCAL"]
         return Compiled(found["REG"], made.metadata.shared, local, Counter(names), sass)
     gcn = made.asm["amdgcn"]
-    found = {name: int(value) for name, value in re.findall(r"^\s+\.(\w+):\s+(\d+)$", gcn, re.MULTILINE)}
+    found = {
+        name: int(value) for name, value in re.findall(r"^\s+\.(\w+):\s+(\d+)$", gcn, re.MULTILINE)
+    }
     local = found["vgpr_spill_count"] + found["private_segment_fixed_size"]
     names = re.findall(r"^\s+([a-z]+_[a-z0-9_]+)", gcn, re.MULTILINE)
     return Compiled(found["vgpr_count"], made.metadata.shared, local, Counter(names), gcn)

@@ -13,7 +13,8 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 from aot import TARGETS, Compiled, compiled
 
-from logpi.ops.token_log_probs import _triton_kernels as kernels
+from logpi.ops.token_log_probs import _triton_backward as backward
+from logpi.ops.token_log_probs import _triton_kernels as forward
 from logpi.ops.token_log_probs._triton import TILES
 
 DTYPES = ("bf16", "fp16", "fp32")
@@ -51,16 +52,16 @@ EVERYTHING = {
 }
 # name: kernel, arguments, most registers (65536 / 256 threads / programs a multiprocessor)
 VARIANTS: dict[str, tuple[Any, dict[str, Any], int]] = {
-    "forward": (kernels.forward_kernel, {}, 128),
-    "backward": (kernels.backward_kernel, {}, 128),
-    "forward, log-probs alone": (kernels.forward_kernel, {"entropy": None, "stats": None}, 128),
-    "forward, few rows": (kernels.forward_kernel, {"partial": "*fp64"}, 128),
-    "forward, everything": (kernels.forward_kernel, EVERYTHING, 255),
-    "forward, kept ids": (kernels.forward_kernel, KEEP, 255),
-    "combine": (kernels.combine_kernel, {"partial": "*fp64"}, 64),
-    "backward, softcap": (kernels.backward_kernel, {"CAP": True}, 128),
-    "backward, kept ids": (kernels.kept_backward_kernel, KEEP, 255),
-    "scatter": (kernels.scatter_kernel, KEEP, 64),
+    "forward": (forward.forward_kernel, {}, 128),
+    "backward": (backward.backward_kernel, {}, 64),
+    "forward, log-probs alone": (forward.forward_kernel, {"entropy": None, "stats": None}, 128),
+    "forward, few rows": (forward.forward_kernel, {"partial": "*fp64"}, 128),
+    "forward, everything": (forward.forward_kernel, EVERYTHING, 255),
+    "forward, kept ids": (forward.forward_kernel, KEEP, 255),
+    "combine": (forward.combine_kernel, {"partial": "*fp64"}, 64),
+    "backward, softcap": (backward.backward_kernel, {"CAP": True}, 80),
+    "backward, kept ids": (backward.kept_backward_kernel, KEEP, 255),
+    "scatter": (backward.scatter_kernel, KEEP, 64),
 }
 EVERY_DTYPE = ("forward", "backward")
 CASES = [

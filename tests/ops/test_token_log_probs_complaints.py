@@ -269,7 +269,9 @@ def test_complaint_11_vocabulary_not_divisible(
 
 @by_dtype
 def test_complaint_11_every_small_vocabulary(kernel_row: Row, dtype: torch.dtype) -> None:
-    for columns in range(1, 140, 23 if kernel_row.interpreted else 1):  # every rest of every vector width and unrolling
+    for columns in range(
+        1, 140, 23 if kernel_row.interpreted else 1
+    ):  # every rest of every vector width and unrolling
         logits, ids = randn(2, columns, dtype=dtype, seed=columns), torch.tensor([columns - 1, 0])
         name = f"V = {columns}:"
         assert_op_within_budget(

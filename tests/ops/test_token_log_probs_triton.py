@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
 import torch
 
-pytest.importorskip("triton")
-
+import interpreter
+from conftest import ROWS, Row
 from logpi import token_log_probs
-from logpi.testing import CASES, DTYPES, bits
-
-if TYPE_CHECKING:
-    from conftest import Row
+from logpi.testing import CASES, DTYPES, Case, bits
 
 ALL = {f"return_{name}": True for name in ("entropy", "collision", "lse", "top1", "mean_logit")}
 
 
-@pytest.fixture
-def triton_row(kernel_row: Row) -> Row:
-    if kernel_row.backend != "triton":
-        pytest.skip(f"{kernel_row}: is not the triton row")
-    return kernel_row
+on_triton = pytest.mark.parametrize(
+    "kernel_row", [row for row in ROWS if row.backend == "triton"], ids=str, indirect=True
+)
 
 
+@on_triton
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_split_rows_have_the_same_bits(triton_row: Row, case, dtype: torch.dtype) -> None:
+def test_split_rows_have_the_same_bits(kernel_row: Row, case: Case, dtype: torch.dtype) -> None:
     # 1111 columns in blocks of 32: two groups and more a segment, nine segments and a rest.
-    import interpreter
-
     logits = case.logits(2, 1111, dtype=dtype)
     ids = torch.tensor([[5, 1110], [0, 700]])
     results = []
@@ -44,7 +36,8 @@ def test_split_rows_have_the_same_bits(triton_row: Row, case, dtype: torch.dtype
     assert torch.equal(results[0].top1, truth.top1)
 
 
-def test_segments_depend_on_the_length_alone_and_cover_it(triton_row: Row) -> None:
+@on_triton
+def test_segments_depend_on_the_length_alone_and_cover_it(kernel_row: Row) -> None:
     from logpi.ops.token_log_probs import _triton
 
     group = 4 * _triton.TILES.block

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from logpi.core.strides import leading_rows
+from logpi.ops.token_log_probs import _triton_backward as backward_kernels
 from logpi.ops.token_log_probs import _triton_kernels as kernels
 from logpi.ops.token_log_probs.op import Call, TokenLogProbs
 
@@ -44,13 +45,7 @@ def forward(call: Call, keep_stats: bool) -> tuple[TokenLogProbs, Tensor | None]
     segment, segments = (length, 1) if keep else _segments(length)
     split = segments > 1 and call.num_rows <= TILES.few_rows
     rows, row_options = _rows(call.logits, begin)
-    row_arguments = (
-        *rows,
-        begin,
-        length,
-        call.vocab_size,
-        *_row_scalars(call),
-    )
+    row_arguments = (*rows, begin, length, call.vocab_size, *_row_scalars(call))
     fields = (*out, stats)
     partial = new((call.num_rows, segments, 6), dtype=torch.float64) if split else None
     constants = {"IDS": _ids_at_a_time(call), "CAP": call.softcap != 0}
@@ -113,7 +108,7 @@ def _backward(call: Call, saved: tuple[Tensor | None, ...], out: Tensor) -> None
     chunks = -(-columns // (4 * TILES.block))
     rows, row_options = _rows(call.logits, 0)
     grad_rows, grad_options = _rows(out, 0)
-    kernels.backward_kernel[(call.num_rows * chunks,)](
+    backward_kernels.backward_kernel[(call.num_rows * chunks,)](
         *rows,
         *grad_rows,
         columns,
@@ -137,7 +132,7 @@ def _kept_backward(call: Call, saved: tuple[Tensor | None, ...], out: Tensor) ->
     values = call.logits.new_empty(len(call.keep_indices), dtype=torch.float32)
     constants = {"BLOCK": TILES.block, "IDS": _ids_at_a_time(call)}
     rows, row_options = _rows(call.logits, 0)
-    kernels.kept_backward_kernel[(call.num_rows,)](
+    backward_kernels.kept_backward_kernel[(call.num_rows,)](
         *rows,
         call.vocab_size,
         *_row_scalars(call),
@@ -151,7 +146,7 @@ def _kept_backward(call: Call, saved: tuple[Tensor | None, ...], out: Tensor) ->
     )
     out.zero_()
     rows, row_options = _rows(out, 0)
-    kernels.scatter_kernel[(call.num_rows,)](
+    backward_kernels.scatter_kernel[(call.num_rows,)](
         *rows,
         call.vocab_size,
         call.ids_per_row,

@@ -1,3 +1,4 @@
+# mypy: ignore-errors
 """Sums of a softmax over a row, and the functions they need, for the Triton kernels.
 
 A sum is kept as (top, rest, dot, ..): `top` is the largest value so far, `rest` the sum of
@@ -30,7 +31,7 @@ def distance(x, top, scale):
 
 @triton.jit
 def log1p(x):
-    """For x >= 0. 1 + x = 2^k (1 + f) with 1 + f in [0.7, 1.42]; log(1 + f) = 2 atanh(f / (2 + f))."""
+    """For x >= 0: 1 + x = 2^k (1 + f), 1 + f in [0.7, 1.42]; log(1 + f) = 2 atanh(f / (2 + f))."""
     bits = (1.0 + x).to(tl.int32, bitcast=True)
     k = ((bits - 0x3F3504F3) >> 23).to(tl.float32)
     down = tl.exp2(-k)  # exact

@@ -155,8 +155,8 @@ def token_log_probs(
         inplace_backward: the backward writes the gradient over the logits instead of a buffer of
             their size. Whoever saved the logits then gets autograd's in-place error, and a
             second backward through this call raises RuntimeError.
-        backend: `"auto"`, or the name of a row (`"triton"`, `"cpu"`, `"torch"`). A named row serves or
-            raises; it never falls back.
+        backend: `"auto"`, or the name of a row (`"triton"`, `"cpu"`, `"torch"`). A named row serves
+            or raises; it never falls back.
 
     Returns:
         `TokenLogProbs`: `log_probs` and `top1` shaped as `token_ids`, the rest `[..]`. float32
