@@ -229,8 +229,8 @@ def finish(
         lanes = k + tl.arange(0, IDS)
         ids = tl.load(token_ids + first + lanes, mask=lanes < ids_per_row, other=0)
         bad += ((ids < 0) | (ids >= vocab_size)).to(tl.int32)
-    good = (tl.max(bad, 0) == 0) & (tl.abs(top) < float("inf")) & (rest == rest)
-    good = good & (factor == factor)
+    known = (tl.max(bad, 0) == 0) & (length > 0) & (rest == rest) & (factor == factor)
+    good = known & (tl.abs(top) < float("inf"))  # else there is no distribution
     nan = float("nan")
     rest = tl.where(good, rest, nan)
 
@@ -255,10 +255,10 @@ def finish(
     if collision is not None:
         whole = 1.0 + rest.to(tl.float64)
         tl.store(collision + row, ((1.0 + square.to(tl.float64)) / (whole * whole)).to(tl.float32))
-    store_row(lse, row, top * factor + log_sum)
+    store_row(lse, row, tl.where(known & (good == 0), top, top * factor + log_sum))
     if mean_logit is not None:
         mean = (linear / length.to(tl.float64)).to(tl.float32) * factor
-        tl.store(mean_logit + row, tl.where(good, mean, nan))
+        tl.store(mean_logit + row, tl.where(known, mean, nan))
     if stats is not None:
         tl.store(stats + row * 3, tl.where(good, top, nan))
         tl.store(stats + row * 3 + 1, inv_sum)
