@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -209,4 +210,4 @@ def _ids_at_a_time(call: Call) -> int:
 
 def _device(x: Tensor) -> Any:
     """Triton launches on the current device."""
-    return torch.cuda.device(x.device) if x.device.type == "cuda" else torch.device(x.device)
+    return torch.cuda.device(x.device) if x.device.type == "cuda" else nullcontext()
