@@ -13,11 +13,13 @@ HAS_GPU_TORCH = import sys, torch; sys.exit(not torch.cuda.is_available())
 demo: build
 	$(RUN) recipes/reasoning_gym/train.py
 
-# One process per tier: fast first, then machine code, what needs many GB, and the frameworks.
+# One process per tier: fast first, then machine code, what needs many GB, Triton's interpreter, the
+# frameworks.
 test: lint
 	$(PYTEST) -m "not slow and not frameworks and not gpu" --ignore=tests/gates
 	$(MAKE) gates
 	$(PYTEST) -m "slow and not frameworks and not gpu" --ignore=tests/gates
+	TRITON_INTERPRET=1 $(PYTEST) tests/ops -k triton -m "not slow and not gpu"
 	HF_HUB_OFFLINE=1 $(PYTEST) -m "frameworks and not gpu"
 	$(RUN) -c "import sys, torch; sys.exit(not torch.cuda.is_available())" || exit 0; \
 	    $(PYTEST) -m gpu

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy
 
-SMALL = {"block": 512, "segment": 4096}  # a row of 4999 then has full groups, a rest, two segments
+SMALL = {"block": 1024, "segment": 4096}  # a row of 4999 is a full group, a rest, two segments
 
 
 def patch() -> None:

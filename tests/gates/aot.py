@@ -30,7 +30,7 @@ class Compiled(NamedTuple):
     assembly: str
 
 
-def compiled(kernel: Any, arguments: dict[str, Any], target: str, num_warps: int) -> Compiled:
+def compiled(kernel: Any, arguments: dict[str, Any], target: str, threads: int) -> Compiled:
     """`arguments`: a type for a parameter, None for one that is absent, a value for a constexpr."""
     signature, constants = {}, {}
     for parameter in kernel.params:
@@ -40,7 +40,7 @@ def compiled(kernel: Any, arguments: dict[str, Any], target: str, num_warps: int
         else:
             signature[parameter.name] = value
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs={})
-    options = {"num_warps": num_warps}
+    options = {"num_warps": threads // TARGETS[target].warp_size or 1}
     made = triton_compile(source, target=TARGETS[target], options=options)
     if target.startswith("sm"):
         usage = _cuobjdump("-res-usage", made.asm["cubin"])
@@ -53,17 +53,11 @@ def compiled(kernel: Any, arguments: dict[str, Any], target: str, num_warps: int
         return Compiled(found["REG"], made.metadata.shared, local, Counter(names), sass)
     gcn = made.asm["amdgcn"]
     found = {
-        name: int(re.search(rf"\.{name}:\s+(\d+)", gcn)[1])
-        for name in ("vgpr_count", "vgpr_spill_count", "sgpr_spill_count")
+        name: int(value) for name, value in re.findall(r"^\s+\.(\w+):\s+(\d+)$", gcn, re.MULTILINE)
     }
-    names = re.findall(r"^\s+([a-z]+_[a-z0-9_]+)", gcn, re.M)
-    return Compiled(
-        found["vgpr_count"],
-        made.metadata.shared,
-        found["vgpr_spill_count"] + found["sgpr_spill_count"],
-        Counter(names),
-        gcn,
-    )
+    local = found["vgpr_spill_count"] + found["private_segment_fixed_size"]
+    names = re.findall(r"^\s+([a-z]+_[a-z0-9_]+)", gcn, re.MULTILINE)
+    return Compiled(found["vgpr_count"], made.metadata.shared, local, Counter(names), gcn)
 
 
 def _cuobjdump(option: str, cubin: bytes) -> str:

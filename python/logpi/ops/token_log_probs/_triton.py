@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from logpi.core.strides import leading_rows
+from logpi.ops.token_log_probs import _triton_backward as backward_kernels
 from logpi.ops.token_log_probs import _triton_kernels as kernels
 from logpi.ops.token_log_probs.op import Call, TokenLogProbs
 
@@ -18,10 +20,11 @@ class Tiles(NamedTuple):
     block: int = 2048  # lanes: 16 bytes of bf16 for each of 256 threads
     segment: int = 40_960  # at most, summed by one program without a reduction
     few_rows: int = 264  # up to two programs per multiprocessor of the largest GPUs: split rows
-    num_warps: int = 8
+    threads: int = 256
 
 
 TILES = Tiles()
+_LANES = 64 if torch.version.hip else 32
 
 
 def forward(call: Call, keep_stats: bool) -> tuple[TokenLogProbs, Tensor | None]:
@@ -43,17 +46,11 @@ def forward(call: Call, keep_stats: bool) -> tuple[TokenLogProbs, Tensor | None]
     segment, segments = (length, 1) if keep else _segments(length)
     split = segments > 1 and call.num_rows <= TILES.few_rows
     rows, row_options = _rows(call.logits, begin)
-    row_arguments = (
-        *rows,
-        begin,
-        length,
-        call.vocab_size,
-        *_row_scalars(call),
-    )
+    row_arguments = (*rows, begin, length, call.vocab_size, *_row_scalars(call))
     fields = (*out, stats)
-    partial = new((call.num_rows, segments, 6), dtype=torch.float32) if split else None
+    partial = new((call.num_rows, segments, 6), dtype=torch.float64) if split else None
     constants = {"IDS": _ids_at_a_time(call), "CAP": call.softcap != 0}
-    options = {**constants, "num_warps": TILES.num_warps}
+    options = {**constants, "num_warps": TILES.threads // _LANES}
     with _device(call.logits):
         kernels.forward_kernel[(call.num_rows * (segments if split else 1),)](
             *row_arguments,
@@ -63,7 +60,7 @@ def forward(call: Call, keep_stats: bool) -> tuple[TokenLogProbs, Tensor | None]
             segment,
             segments,
             BLOCK=TILES.block,
-            WHOLE=length % 8 == 0,
+            WHOLE=not keep and length % 8 == 0,
             **row_options,
             **options,
         )
@@ -112,7 +109,7 @@ def _backward(call: Call, saved: tuple[Tensor | None, ...], out: Tensor) -> None
     chunks = -(-columns // (4 * TILES.block))
     rows, row_options = _rows(call.logits, 0)
     grad_rows, grad_options = _rows(out, 0)
-    kernels.backward_kernel[(call.num_rows * chunks,)](
+    backward_kernels.backward_kernel[(call.num_rows * chunks,)](
         *rows,
         *grad_rows,
         columns,
@@ -127,7 +124,7 @@ def _backward(call: Call, saved: tuple[Tensor | None, ...], out: Tensor) -> None
         CAP=call.softcap != 0,
         **row_options,
         **{f"GRAD_{name}": value for name, value in grad_options.items()},
-        num_warps=TILES.num_warps,
+        num_warps=TILES.threads // _LANES,
     )
 
 
@@ -136,7 +133,7 @@ def _kept_backward(call: Call, saved: tuple[Tensor | None, ...], out: Tensor) ->
     values = call.logits.new_empty(len(call.keep_indices), dtype=torch.float32)
     constants = {"BLOCK": TILES.block, "IDS": _ids_at_a_time(call)}
     rows, row_options = _rows(call.logits, 0)
-    kernels.kept_backward_kernel[(call.num_rows,)](
+    backward_kernels.kept_backward_kernel[(call.num_rows,)](
         *rows,
         call.vocab_size,
         *_row_scalars(call),
@@ -146,11 +143,11 @@ def _kept_backward(call: Call, saved: tuple[Tensor | None, ...], out: Tensor) ->
         DIMS=row_options["DIMS"],
         CAP=call.softcap != 0,
         **constants,
-        num_warps=TILES.num_warps,
+        num_warps=TILES.threads // _LANES,
     )
     out.zero_()
     rows, row_options = _rows(out, 0)
-    kernels.scatter_kernel[(call.num_rows,)](
+    backward_kernels.scatter_kernel[(call.num_rows,)](
         *rows,
         call.vocab_size,
         call.ids_per_row,
@@ -160,7 +157,7 @@ def _kept_backward(call: Call, saved: tuple[Tensor | None, ...], out: Tensor) ->
         values,
         DIMS=row_options["DIMS"],
         **constants,
-        num_warps=TILES.num_warps,
+        num_warps=TILES.threads // _LANES,
     )
 
 
@@ -213,4 +210,4 @@ def _ids_at_a_time(call: Call) -> int:
 
 def _device(x: Tensor) -> Any:
     """Triton launches on the current device."""
-    return torch.cuda.device(x.device) if x.device.type == "cuda" else torch.device(x.device)
+    return torch.cuda.device(x.device) if x.device.type == "cuda" else nullcontext()

@@ -1,3 +1,4 @@
+# mypy: ignore-errors
 """Sums of a softmax over a row, and the functions they need, for the Triton kernels.
 
 A sum is kept as (top, rest, dot, ..): `top` is the largest value so far, `rest` the sum of
@@ -30,7 +31,7 @@ def distance(x, top, scale):
 
 @triton.jit
 def log1p(x):
-    """For x >= 0. 1 + x = 2^k (1 + f) with 1 + f in [0.7, 1.42]; log(1 + f) = 2 atanh(f / (2 + f))."""
+    """For x >= 0: 1 + x = 2^k (1 + f), 1 + f in [0.7, 1.42]; log(1 + f) = 2 atanh(f / (2 + f))."""
     bits = (1.0 + x).to(tl.int32, bitcast=True)
     k = ((bits - 0x3F3504F3) >> 23).to(tl.float32)
     down = tl.exp2(-k)  # exact
@@ -67,9 +68,10 @@ def squash(z, cap, inner, CAP: tl.constexpr):
         w = u * u
         p = -0.0539682540 + w * (0.0218694885 + w * (-0.0088632355 + w * 0.0035921280))
         near = a + a * w * (-0.3333333333 + w * (0.1333333333 + w * p))
-        size = tl.where(a < 0.35, near, (1.0 - e) / (1.0 + e))
+        # near saturation, one rounding at the size of cap and no more
+        size = tl.where(a < 0.35, cap * near, cap - cap * (2.0 * e / (1.0 + e)))
         slope = 4.0 * e / ((1.0 + e) * (1.0 + e))
-        return cap * tl.where(u < 0.0, -size, size), slope
+        return tl.where(u < 0.0, -size, size), slope
     else:
         return z, 1.0
 
@@ -159,7 +161,7 @@ def reduce_lanes(
     LINEAR: tl.constexpr,
     ARG: tl.constexpr,
 ):
-    """One sum of BLOCK: (top, rest, dot, square, linear, arg)."""
+    """One sum of BLOCK: (top, rest, dot, square, linear, arg), linear in float64."""
     tops, rest, dot, square, linear, carry, arg = sums
     top, winner = tl.max(tops, 0, return_indices=True)
     t = distance(tops, top, scale)
@@ -177,9 +179,9 @@ def reduce_lanes(
         square = 0.0
     if LINEAR:
         exact = linear.to(tl.float64) + tl.where(tl.abs(linear) < float("inf"), carry, 0.0)
-        linear = tl.sum(exact, 0).to(tl.float32)
+        linear = tl.sum(exact, 0)
     else:
-        linear = 0.0
+        linear = tl.zeros([], tl.float64)
     if ARG:
         arg = tl.min(tl.where(tops == top, arg, 0x7FFFFFFF), 0)
     else:
@@ -190,7 +192,8 @@ def reduce_lanes(
 @triton.jit
 def no_sum():
     zero = tl.zeros([], tl.float32)
-    return zero - float("inf"), zero, zero, zero, zero, tl.zeros([], tl.int32)
+    nothing = tl.zeros([], tl.float64)
+    return zero - float("inf"), zero, zero, zero, nothing, tl.zeros([], tl.int32)
 
 
 @triton.jit

@@ -1,0 +1,74 @@
+"""A new length, temperature, stride or address must not compile a kernel again."""
+
+from __future__ import annotations
+
+import inspect
+import os
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("the interpreter has no compiler to ask", allow_module_level=True)
+
+from triton.backends.compiler import GPUTarget
+from triton.compiler import make_backend
+from triton.runtime.jit import JITFunction, create_function_from_signature
+
+from logpi.ops.token_log_probs import _triton, _triton_backward, _triton_kernels
+from logpi.ops.token_log_probs.op import _check
+
+
+@pytest.fixture
+def keys(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
+    """By kernel, the keys under which launches would have looked for compiled code: what the JIT
+    itself makes of the arguments, without the driver that it then asks for a device."""
+    found: dict[str, set[str]] = {}
+
+    def launch(kernel: JITFunction, *args, grid, **kwargs) -> None:
+        backend = make_backend(GPUTarget("cuda", 90, 32))
+        bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+        _, specialisation, options = bind(*args, **kwargs)
+        found.setdefault(kernel.__name__, set()).add(f"{specialisation} {options}")
+
+    def get_item(self: JITFunction, grid):
+        return lambda *args, **kwargs: launch(self, *args, grid=grid, **kwargs)
+
+    monkeypatch.setattr(JITFunction, "__getitem__", get_item)
+    return found
+
+
+def run(num_rows: int, columns: int, **options) -> None:
+    logits = torch.randn(num_rows, columns + 8)[:, :columns]
+    ids = torch.zeros(num_rows, dtype=torch.int64)
+    arguments = {"temperature": 1.0, "support": None, "vocab_size": None, "loss_mask": None}
+    arguments |= {"softcap": None, "logit_scale": 1.0} | options
+    call = _check(logits, ids, *arguments.values(), (True,) * 5, False)
+    out, stats = _triton.forward(call, True)
+    _triton.backward(call, out.log_probs, stats, torch.ones(num_rows), torch.ones(num_rows))
+
+
+def test_ten_lengths_compile_once(keys: dict[str, set[str]]) -> None:
+    for step, length in enumerate((1, 2, 7, 16, 17, 64, 100, 255, 1000, 4096)):
+        run(length, 32 + 16 * step, temperature=1.0 / (1 + step), logit_scale=1.0 + step)
+    assert {name: len(found) for name, found in keys.items()} == {
+        "forward_kernel": 1,
+        "backward_kernel": 1,
+    }
+
+
+def test_an_option_is_another_kernel(keys: dict[str, set[str]]) -> None:
+    """The count above can rise."""
+    run(4, 32)
+    run(4, 32, softcap=3.0)
+    run(4, 33)  # rows that begin anywhere are loaded in other steps
+    assert len(keys["forward_kernel"]) == 3
+
+
+def test_kernels_are_jitted_without_specialisation() -> None:
+    kernels = inspect.getmembers(_triton_kernels) + inspect.getmembers(_triton_backward)
+    for name, kernel in kernels:
+        if name.endswith("_kernel"):
+            for parameter in kernel.params:
+                assert parameter.is_constexpr or parameter.do_not_specialize, parameter.name
