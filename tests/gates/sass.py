@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 
@@ -183,6 +184,11 @@ class Expect:
     dynamic_shared: int = 0
 
 
+def line_of(kernel: Kernel, expected: dict[str, Expect]) -> str:
+    """The first pattern that the kernel's instance fits: "rows<*, true>"."""
+    return next((one for one in expected if fnmatchcase(kernel.instance, one)), "")
+
+
 def faults(kernel: Kernel, expect: Expect) -> list[str]:
     """Each breach as a sentence."""
     spilled = kernel.count("LDL", "STL")
@@ -226,7 +232,7 @@ def table(found: Iterable[Kernel], expected: dict[str, Expect]) -> str:
     )  # fmt: skip
     lines = [columns, ["---"] * 2 + ["---:"] * (len(columns) - 2)]
     for kernel in sorted(found, key=lambda kernel: (kernel.name, kernel.instance, kernel.arch)):
-        expect = expected[kernel.name]
+        expect = expected[line_of(kernel, expected)]
         lines.append((
             f"`{kernel.instance}`",
             kernel.arch,
