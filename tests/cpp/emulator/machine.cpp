@@ -78,18 +78,29 @@ struct Barrier {
   int arrived = 0, generation = 0;
   // By generation: a thread may be at the next barrier before another has left this one.
   int counts[2] = {0, 0};
-  uint64_t tokens[2] = {0, 0};
+  char* tokens[2] = {nullptr, nullptr};
 };
 
 struct Free {
-  void operator()(void* p) const { free(p); }
+  void operator()(void* p) const {
+#ifdef EMULATOR_THREAD  // the launcher has not waited for the block that used it
+    AnnotateIgnoreWritesBegin(__FILE__, __LINE__);
+    free(p);
+    AnnotateIgnoreWritesEnd(__FILE__, __LINE__);
+#else
+    free(p);
+#endif
+  }
 };
 
 std::mutex busy;  // two Python threads may launch at once
 Shape shape;
 const std::function<void()>* body;
 Fiber caller;
-std::vector<Lane> lanes;
+// Blocks take turns with two teams: to TSan the threads of neighbouring blocks are strangers, and
+// their races show.
+std::vector<Lane> teams[2];
+Lane* lanes;  // of the block that runs
 // As many meetings as a warp can have open. Made before any thread runs, or TSan would take their
 // allocation for a write.
 std::vector<std::array<Meeting, kWarp>> meetings;
@@ -98,7 +109,7 @@ std::unique_ptr<void, Free> shared;
 std::exception_ptr failure;
 bool inside;  // a thread of a block is running
 int num_lanes, alive, current;
-uint64_t block_ends, fences;
+uint64_t block_begins, block_ends, fences;
 
 std::string who(int lane) {
   return "thread " + std::to_string(lane) + " of block " +
@@ -179,19 +190,22 @@ void wait(const void* at, const char* what, Site site, unsigned mask) {
 }
 
 // After a failure: whatever comes next comes after the threads that were left where they stand.
-void forget_threads() {
+void abandon_threads() {
 #ifdef EMULATOR_THREAD
   for (int i = 0; i < num_lanes; ++i) {
     __tsan_switch_to_fiber(lanes[i].fiber.tsan, 1);
     release(&block_ends);
+    __tsan_switch_to_fiber(caller.tsan, 1);
+    __tsan_destroy_fiber(lanes[i].fiber.tsan);  // in the midst of calls that never return
+    lanes[i].fiber.tsan = nullptr;
   }
-  __tsan_switch_to_fiber(caller.tsan, 1);
 #endif
 }
 
 // A thread, from its first to its last instruction.
 void enter() {
   arrive(lanes[current].fiber);
+  acquire(&block_begins);
   try {
     (*body)();
   } catch (...) {
@@ -211,6 +225,14 @@ void enter() {
   abort();
 }
 
+// Shared memory is new to each block, and no block has touched it before.
+void fill(char* memory, size_t size) {
+#ifdef EMULATOR_THREAD
+  __tsan_java_alloc((uintptr_t)memory, (size + 7) / 8 * 8);
+#endif
+  memset(memory, 0xff, size);
+}
+
 // `__shared__` is thread_local: this library's whole block of thread-local storage is filled with
 // NaN, through the loader.
 int fill_module(dl_phdr_info* info, size_t, void*) {
@@ -223,7 +245,7 @@ int fill_module(dl_phdr_info* info, size_t, void*) {
     if (header.p_type == PT_LOAD && here >= begin && here < begin + header.p_memsz) ours = true;
     if (header.p_type == PT_TLS) size = header.p_memsz;
   }
-  if (ours && size && info->dlpi_tls_data) memset(info->dlpi_tls_data, 0xff, size);
+  if (ours && size && info->dlpi_tls_data) fill((char*)info->dlpi_tls_data, size);
   return ours;
 }
 
@@ -233,33 +255,33 @@ void fill_shared() {
   dl_iterate_phdr(&fill_module, nullptr);
   void* memory = nullptr;  // exactly as long as asked for, so that ASan sees its end
   if (shape.shared_bytes && posix_memalign(&memory, 16, shape.shared_bytes) != 0) abort();
-  if (memory) memset(memory, 0xff, shape.shared_bytes);
+  if (memory) fill((char*)memory, shape.shared_bytes);
   shared.reset(memory);
 }
 
-void run_block() {
+void run_block(std::vector<Lane>& team) {
+  if ((int)team.size() < num_lanes) team.resize((size_t)num_lanes);
+  lanes = team.data();
   for (auto& warp : meetings) {
     for (Meeting& meeting : warp) meeting.mask = 0;
   }
   at_barrier = Barrier();
-  failure = nullptr;
   alive = num_lanes;
   fill_shared();
-#ifdef EMULATOR_THREAD
-  caller.tsan = __tsan_get_current_fiber();
-#endif
   for (int i = 0; i < num_lanes; ++i) {
     lanes[i].finished = false;
     lanes[i].waits_at = nullptr;
     lanes[i].fiber.start(&enter);
   }
+  release(&block_begins);
   go_to(0);
   inside = true;
   switch_fiber(caller, lanes[0].fiber);
   inside = false;
-  if (failure) forget_threads();
+  if (!failure) return;
+  abandon_threads();
   acquire(&block_ends);
-  if (failure) std::rethrow_exception(failure);
+  std::rethrow_exception(failure);
 }
 
 void check_shape() {
@@ -301,16 +323,21 @@ void run(const Shape& asked, const std::function<void()>& one_thread) {
   grid_dim = shape.grid;
   block_dim = shape.block;
   num_lanes = (int)(block_dim.x * block_dim.y * block_dim.z);
-  if ((int)lanes.size() < num_lanes) lanes.resize((size_t)num_lanes);
   meetings.resize((size_t)(num_lanes + kWarp - 1) / kWarp);
+  failure = nullptr;
+#ifdef EMULATOR_THREAD
+  caller.tsan = __tsan_get_current_fiber();
+#endif
+  int turn = 0;
   for (unsigned z = 0; z < grid_dim.z; ++z) {
     for (unsigned y = 0; y < grid_dim.y; ++y) {
       for (unsigned x = 0; x < grid_dim.x; ++x) {
         block_index = {x, y, z};
-        run_block();
+        run_block(teams[turn++ % 2]);
       }
     }
   }
+  acquire(&block_ends);
 }
 
 int barrier(const char* what, bool value, Site site) {
@@ -320,13 +347,14 @@ int barrier(const char* what, bool value, Site site) {
     here.what = what;
     here.site = site;
     here.counts[parity] = 0;
+    here.tokens[parity] = new_token();
   } else if (here.site.line != site.line || strcmp(here.site.file, site.file) != 0) {
     fail("divergent barrier: others wait at " + std::string(here.what) + " " + here.site.text() +
              ", and this is " + what,
          site);
   }
   here.counts[parity] += value;
-  release(&here.tokens[parity]);
+  release(here.tokens[parity]);
   if (++here.arrived == num_lanes) {
     here.arrived = 0;
     ++here.generation;
@@ -334,7 +362,7 @@ int barrier(const char* what, bool value, Site site) {
   } else {
     wait(&here, what, site, 0);
   }
-  acquire(&here.tokens[parity]);
+  acquire(here.tokens[parity]);
   return here.counts[parity];
 }
 

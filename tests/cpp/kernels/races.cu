@@ -65,6 +65,34 @@ __global__ void halves_apart(int* out) {
   __syncwarp(mask);
 }
 
+__global__ void blocks_write_one_place(int* out) {
+  if (threadIdx.x == 0) *out = (int)blockIdx.x;  // FAULT blocks_write_one_address
+}
+
+// A pair of blocks shares a row; the second takes for granted that the first is done.
+__global__ void reads_its_neighbour(int* parts, int* out) {
+  __shared__ int mine;
+  if (threadIdx.x == 0) mine = (int)blockIdx.x;
+  __syncthreads();
+  if (threadIdx.x == 31) parts[blockIdx.x] = mine;  // FAULT block_trusts_its_neighbour
+  __syncthreads();
+  if (threadIdx.x == 5 && blockIdx.x % 2 == 1) {
+    out[blockIdx.x / 2] = parts[blockIdx.x - 1] + mine;  // FAULT block_trusts_its_neighbour
+  }
+}
+
+// The last block adds up what the others have left, as controls.cu does, but without a fence.
+__global__ void last_block_without_fence(int* parts, unsigned* tickets, int* out) {
+  if (threadIdx.x != 0) return;
+  parts[blockIdx.x] = 1;  // FAULT last_block_without_fence
+  if (atomicAdd(tickets, 1) != gridDim.x - 1) return;
+  int sum = 0;
+  for (unsigned i = 0; i < gridDim.x; ++i) {
+    sum += parts[i];  // FAULT last_block_without_fence
+  }
+  *out = sum;
+}
+
 }  // namespace
 
 CASE(missing_barrier) {
@@ -105,5 +133,21 @@ CASE(flag_without_fence) {
 CASE(syncwarp_of_half) {
   int out = 0;
   launch({1, 32, 0, nullptr}, halves_apart, &out);
+  return "silent";
+}
+CASE(blocks_write_one_address) {
+  int out = 0;
+  launch({3, 32, 0, nullptr}, blocks_write_one_place, &out);
+  return "silent";
+}
+CASE(block_trusts_its_neighbour) {
+  std::vector<int> parts(4), out(2);
+  launch({4, 32, 0, nullptr}, reads_its_neighbour, parts.data(), out.data());
+  return "silent";
+}
+CASE(last_block_without_fence) {
+  std::vector<int> parts(4), out(1);
+  unsigned tickets = 0;
+  launch({4, 32, 0, nullptr}, last_block_without_fence, parts.data(), &tickets, out.data());
   return "silent";
 }
