@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <string>
 #include <type_traits>
 #include <utility>
 
@@ -32,25 +33,12 @@
 
 namespace emulator {
 
-inline dim3 block_dim, grid_dim;
-inline uint3 block_index;
-
-inline uint3 thread_index() {
-  const unsigned at = (unsigned)Machine::get().current();
-  return {at % block_dim.x, at / block_dim.x % block_dim.y, at / block_dim.x / block_dim.y};
-}
-
-struct ThreadIndex {  // reads as threadIdx.x
-  struct X {
-    operator unsigned() const { return thread_index().x; }
-  } x;
-  struct Y {
-    operator unsigned() const { return thread_index().y; }
-  } y;
-  struct Z {
-    operator unsigned() const { return thread_index().z; }
-  } z;
+template <class T>
+struct Identity {  // keeps a parameter out of deduction, as C++20's std::type_identity
+  using type = T;
 };
+template <class T>
+using Same = typename Identity<T>::type;
 
 template <class T>
 uint64_t to_bits(T value) {
@@ -66,202 +54,192 @@ T from_bits(uint64_t bits) {
   return value;
 }
 
+// A lane that asks past its group of `width` lanes keeps its own value, as on a device.
 template <class T>
-T shuffle(const char* what, unsigned mask, T value, int from, Site site) {
-  Machine& machine = Machine::get();
-  return machine.meet(what, mask, to_bits(value), false, site, [&](const uint64_t* values) {
-    if (from < 0 || from >= kWarp || !(mask >> from & 1)) {
-      machine.fail(machine.who(machine.current()) + " reads lane " + std::to_string(from) +
-                   ", which is not in mask " + Machine::hex(mask) + ", by " + what + " at " +
-                   site.text());
-    }
-    return from_bits<T>(values[from]);
+T shuffle(const char* what, unsigned mask, T value, int from, int width, Site site) {
+  if (from < 0 || from >= (lane() / width + 1) * width) from = lane();
+  const Values all = meet(what, mask, to_bits(value), false, site);
+  if (!(all.mask >> from & 1)) {
+    fail(std::string(what) + " reads lane " + std::to_string(from) + ", which does not take part,",
+         site);
+  }
+  return from_bits<T>(all.of[from]);
+}
+
+// Folds fold(so_far, lane, bits) over the lanes of the mask.
+template <class R, class F>
+R vote(const char* what, unsigned mask, uint64_t value, R start, Site site, const F& fold) {
+  const Values all = meet(what, mask, value, false, site);
+  for (int i = 0; i < kWarp; ++i) {
+    if (all.mask >> i & 1) start = fold(start, i, all.of[i]);
+  }
+  return start;
+}
+template <class T, class F>
+T reduce(const char* what, unsigned mask, T value, Site site, const F& fold) {
+  bool first = true;
+  return vote(what, mask, to_bits(value), value, site, [&](T so_far, int, uint64_t bits) {
+    const T other = from_bits<T>(bits);
+    return std::exchange(first, false) ? other : fold(so_far, other);
   });
 }
 
-template <class F>
-auto vote(const char* what, unsigned mask, uint64_t value, Site site, const F& fold) {
-  return Machine::get().meet(what, mask, value, false, site, [&](const uint64_t* values) {
-    uint64_t lanes[kWarp];
-    int count = 0;
-    for (int i = 0; i < kWarp; ++i) {
-      if (mask >> i & 1) lanes[count++] = values[i];
-    }
-    return fold(lanes, count);
-  });
-}
-
 template <class T>
-const T* aligned(const T* p, const char* what, Site site) {
+T* aligned(T* p, const char* what, Site site) {
   if ((uintptr_t)p % sizeof(T) != 0) {
-    Machine& machine = Machine::get();
-    machine.fail("misaligned " + std::to_string(sizeof(T)) + "-byte access by " + what + " of " +
-                 machine.who(machine.current()) + " at " + site.text());
+    fail("misaligned " + std::to_string(sizeof(T)) + "-byte " + what +
+             " of an address that ends in " + std::to_string((uintptr_t)p % sizeof(T)),
+         site);
   }
   return p;
 }
 
+// Relaxed, as on a device: what else was written is seen by others only after a fence.
+template <class T, class F>
+T atomic(T* p, const char* what, Site site, const F& next) {
+  static_assert(sizeof(T) == 2 || sizeof(T) == 4 || sizeof(T) == 8, "as a device has them");
+  using Bits = std::conditional_t<sizeof(T) == 2, uint16_t,
+                                  std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>>;
+  Bits* const at = (Bits*)aligned(p, what, site);
+  Bits before = __atomic_load_n(at, __ATOMIC_RELAXED);
+  for (;;) {
+    const T old = from_bits<T>(before);
+    const Bits after = (Bits)to_bits<T>(next(old));
+    if (__atomic_compare_exchange_n(at, &before, after, false, __ATOMIC_RELAXED,
+                                    __ATOMIC_RELAXED)) {
+      after_atomic();
+      return old;
+    }
+  }
+}
+
 }  // namespace emulator
 
-#define threadIdx (::emulator::ThreadIndex{})
+#define threadIdx (::emulator::thread_index)
 #define blockIdx (::emulator::block_index)
 #define blockDim (::emulator::block_dim)
 #define gridDim (::emulator::grid_dim)
 
-// Every collective knows where it was called.
+// Whatever can go wrong knows where it was called.
 #define EMULATOR_SITE const char *file = __builtin_FILE(), int line = __builtin_LINE()
 #define EMULATOR_HERE \
   ::emulator::Site { file, line }
 
 inline void __syncthreads(EMULATOR_SITE) {
-  emulator::Machine::get().barrier("__syncthreads", EMULATOR_HERE);
+  emulator::barrier("__syncthreads", false, EMULATOR_HERE);
 }
-inline int __syncthreads_count(bool value, EMULATOR_SITE) {
-  return emulator::Machine::get().barrier_count("__syncthreads_count", value, EMULATOR_HERE);
+inline int __syncthreads_count(int value, EMULATOR_SITE) {
+  return emulator::barrier("__syncthreads_count", value != 0, EMULATOR_HERE);
 }
-inline int __syncthreads_or(bool value, EMULATOR_SITE) {
-  return emulator::Machine::get().barrier_count("__syncthreads_or", value, EMULATOR_HERE) != 0;
+inline int __syncthreads_or(int value, EMULATOR_SITE) {
+  return emulator::barrier("__syncthreads_or", value != 0, EMULATOR_HERE) != 0;
 }
-inline int __syncthreads_and(bool value, EMULATOR_SITE) {
-  return emulator::Machine::get().barrier_count("__syncthreads_and", !value, EMULATOR_HERE) == 0;
+inline int __syncthreads_and(int value, EMULATOR_SITE) {
+  return emulator::barrier("__syncthreads_and", value == 0, EMULATOR_HERE) == 0;
 }
 inline void __syncwarp(unsigned mask = 0xffffffffu, EMULATOR_SITE) {
-  emulator::Machine::get().meet("__syncwarp", mask, 0, true, EMULATOR_HERE,
-                                [](const uint64_t*) { return 0; });
+  emulator::meet("__syncwarp", mask, 0, true, EMULATOR_HERE);
 }
-inline void __threadfence() {}
-inline void __threadfence_block() {}
+inline void __threadfence_block() { emulator::fence(); }
+inline void __threadfence() { emulator::fence(); }
+inline void __threadfence_system() { emulator::fence(); }
+inline void __trap(EMULATOR_SITE) { emulator::fail("__trap", EMULATOR_HERE); }
 
 template <class T>
-T __shfl_sync(unsigned mask, T value, int from, EMULATOR_SITE) {
-  return emulator::shuffle("__shfl_sync", mask, value, from & 31, EMULATOR_HERE);
-}
-template <class T>
-T __shfl_xor_sync(unsigned mask, T value, int step, EMULATOR_SITE) {
-  const int lane = emulator::Machine::get().current() % 32;
-  return emulator::shuffle("__shfl_xor_sync", mask, value, lane ^ step, EMULATOR_HERE);
-}
-template <class T>
-T __shfl_down_sync(unsigned mask, T value, int step, EMULATOR_SITE) {
-  const int lane = emulator::Machine::get().current() % 32;
-  return emulator::shuffle("__shfl_down_sync", mask, value, lane + step < 32 ? lane + step : lane,
+T __shfl_sync(unsigned mask, T value, int from, int width = 32, EMULATOR_SITE) {
+  const int base = emulator::lane() / width * width;
+  return emulator::shuffle("__shfl_sync", mask, value, base + (from & (width - 1)), width,
                            EMULATOR_HERE);
 }
 template <class T>
-T __shfl_up_sync(unsigned mask, T value, int step, EMULATOR_SITE) {
-  const int lane = emulator::Machine::get().current() % 32;
-  return emulator::shuffle("__shfl_up_sync", mask, value, lane >= step ? lane - step : lane,
+T __shfl_xor_sync(unsigned mask, T value, int step, int width = 32, EMULATOR_SITE) {
+  return emulator::shuffle("__shfl_xor_sync", mask, value, emulator::lane() ^ step, width,
                            EMULATOR_HERE);
 }
-inline unsigned __ballot_sync(unsigned mask, bool value, EMULATOR_SITE) {
-  return emulator::Machine::get().meet("__ballot_sync", mask, value, false, EMULATOR_HERE,
-                                       [&](const uint64_t* values) {
-                                         unsigned bits = 0;
-                                         for (int i = 0; i < 32; ++i) {
-                                           if (mask >> i & 1 && values[i]) bits |= 1u << i;
-                                         }
-                                         return bits;
-                                       });
-}
-inline int __any_sync(unsigned mask, bool value, EMULATOR_SITE) {
-  return emulator::vote("__any_sync", mask, value, EMULATOR_HERE, [](const uint64_t* v, int n) {
-    return (int)std::any_of(v, v + n, [](uint64_t x) { return x != 0; });
-  });
-}
-inline int __all_sync(unsigned mask, bool value, EMULATOR_SITE) {
-  return emulator::vote("__all_sync", mask, value, EMULATOR_HERE, [](const uint64_t* v, int n) {
-    return (int)std::all_of(v, v + n, [](uint64_t x) { return x != 0; });
-  });
+template <class T>
+T __shfl_down_sync(unsigned mask, T value, unsigned step, int width = 32, EMULATOR_SITE) {
+  return emulator::shuffle("__shfl_down_sync", mask, value, emulator::lane() + (int)step, width,
+                           EMULATOR_HERE);
 }
 template <class T>
-T __reduce_add_sync(unsigned mask, T value, EMULATOR_SITE) {
-  return emulator::vote("__reduce_add_sync", mask, emulator::to_bits(value), EMULATOR_HERE,
-                        [](const uint64_t* v, int n) {
-                          T sum = 0;
-                          for (int i = 0; i < n; ++i) sum += emulator::from_bits<T>(v[i]);
-                          return sum;
-                        });
+T __shfl_up_sync(unsigned mask, T value, unsigned step, int width = 32, EMULATOR_SITE) {
+  const int from = emulator::lane() % width < (int)step ? -1 : emulator::lane() - (int)step;
+  return emulator::shuffle("__shfl_up_sync", mask, value, from, width, EMULATOR_HERE);
 }
-template <class T>
-T __reduce_max_sync(unsigned mask, T value, EMULATOR_SITE) {
-  return emulator::vote("__reduce_max_sync", mask, emulator::to_bits(value), EMULATOR_HERE,
-                        [](const uint64_t* v, int n) {
-                          T best = emulator::from_bits<T>(v[0]);
-                          for (int i = 1; i < n; ++i) {
-                            best = std::max(best, emulator::from_bits<T>(v[i]));
-                          }
-                          return best;
-                        });
+
+inline unsigned __ballot_sync(unsigned mask, int value, EMULATOR_SITE) {
+  return emulator::vote("__ballot_sync", mask, value != 0, 0u, EMULATOR_HERE,
+                        [](unsigned bits, int i, uint64_t x) { return bits | (unsigned)x << i; });
+}
+inline int __any_sync(unsigned mask, int value, EMULATOR_SITE) {
+  return emulator::vote("__any_sync", mask, value != 0, 0, EMULATOR_HERE,
+                        [](int any, int, uint64_t x) { return any | (int)x; });
+}
+inline int __all_sync(unsigned mask, int value, EMULATOR_SITE) {
+  return emulator::vote("__all_sync", mask, value != 0, 1, EMULATOR_HERE,
+                        [](int all, int, uint64_t x) { return all & (int)x; });
 }
 template <class T>
 unsigned __match_any_sync(unsigned mask, T value, EMULATOR_SITE) {
   const uint64_t mine = emulator::to_bits(value);
-  return emulator::Machine::get().meet("__match_any_sync", mask, mine, false, EMULATOR_HERE,
-                                       [&](const uint64_t* values) {
-                                         unsigned same = 0;
-                                         for (int i = 0; i < 32; ++i) {
-                                           if (mask >> i & 1 && values[i] == mine) same |= 1u << i;
-                                         }
-                                         return same;
-                                       });
+  return emulator::vote(
+      "__match_any_sync", mask, mine, 0u, EMULATOR_HERE,
+      [&](unsigned same, int i, uint64_t x) { return same | (unsigned)(x == mine) << i; });
 }
+#define EMULATOR_REDUCE(name, fold)                              \
+  template <class T>                                             \
+  T name(unsigned mask, T value, EMULATOR_SITE) {                \
+    return emulator::reduce(#name, mask, value, EMULATOR_HERE,   \
+                            [](T a, T b) -> T { return fold; }); \
+  }
+EMULATOR_REDUCE(__reduce_add_sync, a + b)
+EMULATOR_REDUCE(__reduce_min_sync, std::min(a, b))
+EMULATOR_REDUCE(__reduce_max_sync, std::max(a, b))
+EMULATOR_REDUCE(__reduce_and_sync, a& b)
+EMULATOR_REDUCE(__reduce_or_sync, a | b)
+EMULATOR_REDUCE(__reduce_xor_sync, a ^ b)
 
 // Loads and stores with a hint for the caches.
-#define EMULATOR_LOAD(name)                             \
-  template <class T>                                    \
-  T name(const T* p, EMULATOR_SITE) {                   \
-    return *emulator::aligned(p, #name, EMULATOR_HERE); \
+#define EMULATOR_LOAD(name)                                        \
+  template <class T>                                               \
+  T name(const T* p, EMULATOR_SITE) {                              \
+    return *emulator::aligned(p, "load by " #name, EMULATOR_HERE); \
   }
-#define EMULATOR_STORE(name)                                             \
-  template <class T>                                                     \
-  void name(T* p, std::type_identity_t<T> value, EMULATOR_SITE) {        \
-    *const_cast<T*>(emulator::aligned(p, #name, EMULATOR_HERE)) = value; \
+#define EMULATOR_STORE(name)                                         \
+  template <class T>                                                 \
+  void name(T* p, emulator::Same<T> value, EMULATOR_SITE) {          \
+    *emulator::aligned(p, "store by " #name, EMULATOR_HERE) = value; \
   }
 EMULATOR_LOAD(__ldg)
 EMULATOR_LOAD(__ldca)
 EMULATOR_LOAD(__ldcg)
 EMULATOR_LOAD(__ldcs)
-EMULATOR_STORE(__stcs)
-EMULATOR_STORE(__stcg)
+EMULATOR_LOAD(__ldlu)
+EMULATOR_LOAD(__ldcv)
 EMULATOR_STORE(__stwb)
+EMULATOR_STORE(__stcg)
+EMULATOR_STORE(__stcs)
+EMULATOR_STORE(__stwt)
 
-// Atomics create order between threads; nothing else but barriers does.
-template <class T, class F>
-T emulator_atomic(T* p, const F& next) {
-  using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;
-  Bits before = __atomic_load_n((Bits*)p, __ATOMIC_ACQUIRE), after;
-  T old;
-  do {
-    memcpy(&old, &before, sizeof old);
-    const T value = next(old);
-    memcpy(&after, &value, sizeof after);
-  } while (!__atomic_compare_exchange_n((Bits*)p, &before, after, false, __ATOMIC_ACQ_REL,
-                                        __ATOMIC_ACQUIRE));
-  return old;
-}
+#define EMULATOR_ATOMIC(name, next)                                                     \
+  template <class T>                                                                    \
+  T name(T* p, emulator::Same<T> x, EMULATOR_SITE) {                                    \
+    return emulator::atomic(p, #name, EMULATOR_HERE, [&](T old) -> T { return next; }); \
+  }
+EMULATOR_ATOMIC(atomicAdd, (T)(old + x))
+EMULATOR_ATOMIC(atomicSub, (T)(old - x))
+EMULATOR_ATOMIC(atomicMax, std::max(old, x))
+EMULATOR_ATOMIC(atomicMin, std::min(old, x))
+EMULATOR_ATOMIC(atomicAnd, (T)(old & x))
+EMULATOR_ATOMIC(atomicOr, (T)(old | x))
+EMULATOR_ATOMIC(atomicXor, (T)(old ^ x))
+EMULATOR_ATOMIC(atomicExch, ((void)old, x))
+EMULATOR_ATOMIC(atomicInc, old >= x ? T(0) : (T)(old + 1))
+EMULATOR_ATOMIC(atomicDec, old == 0 || old > x ? x : (T)(old - 1))
 template <class T>
-T atomicAdd(T* p, std::type_identity_t<T> x) {
-  return emulator_atomic(p, [&](T old) { return (T)(old + x); });
-}
-template <class T>
-T atomicMax(T* p, std::type_identity_t<T> x) {
-  return emulator_atomic(p, [&](T old) { return std::max(old, x); });
-}
-template <class T>
-T atomicMin(T* p, std::type_identity_t<T> x) {
-  return emulator_atomic(p, [&](T old) { return std::min(old, x); });
-}
-template <class T>
-T atomicOr(T* p, std::type_identity_t<T> x) {
-  return emulator_atomic(p, [&](T old) { return (T)(old | x); });
-}
-template <class T>
-T atomicExch(T* p, std::type_identity_t<T> x) {
-  return emulator_atomic(p, [&](T) { return x; });
-}
-template <class T>
-T atomicCAS(T* p, std::type_identity_t<T> expected, std::type_identity_t<T> x) {
-  return emulator_atomic(p, [&](T old) { return old == expected ? x : old; });
+T atomicCAS(T* p, emulator::Same<T> expected, emulator::Same<T> x, EMULATOR_SITE) {
+  return emulator::atomic(p, "atomicCAS", EMULATOR_HERE,
+                          [&](T old) { return old == expected ? x : old; });
 }
 
 inline float __uint_as_float(unsigned x) { return emulator::from_bits<float>(x); }
@@ -286,6 +264,26 @@ inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
   }
   return out;
 }
+inline double __longlong_as_double(long long x) { return emulator::from_bits<double>((uint64_t)x); }
+inline long long __double_as_longlong(double x) { return (long long)emulator::to_bits(x); }
+inline int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
+inline int __clzll(long long x) { return x ? __builtin_clzll((unsigned long long)x) : 64; }
+inline int __ffsll(long long x) { return __builtin_ffsll(x); }
+inline unsigned __brev(unsigned x) {
+  unsigned out = 0;
+  for (int i = 0; i < 32; ++i) out |= (x >> i & 1) << (31 - i);
+  return out;
+}
+// The device's fast versions are less accurate; how much is a question for a GPU.
+inline float __expf(float x) { return expf(x); }
+inline float __logf(float x) { return logf(x); }
+inline float __log2f(float x) { return log2f(x); }
+inline float __fdividef(float a, float b) { return a / b; }
+inline float __frcp_rn(float x) { return 1.0f / x; }
+inline float __fsqrt_rn(float x) { return sqrtf(x); }
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
 // As on a device, for mixed integer types too.
 template <class A, class B>
 constexpr std::common_type_t<A, B> min(A a, B b) {
@@ -299,40 +297,26 @@ constexpr std::common_type_t<A, B> max(A a, B b) {
 // What core/launch.cuh is for a device.
 namespace logpi {
 
-struct LaunchConfig {
-  dim3 grid;
-  dim3 block;
-  size_t shared_bytes;
-  cudaStream_t stream;
+struct LaunchConfig : emulator::Shape {
+  LaunchConfig(dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t, EMULATOR_SITE)
+      : Shape{grid, block, shared_bytes, EMULATOR_HERE} {}
 };
 
 template <class... P, class... A>
 void launch(const LaunchConfig& at, void (*kernel)(P...), A&&... args) {
-  emulator::Machine& machine = emulator::Machine::get();
-  emulator::grid_dim = at.grid;
-  emulator::block_dim = at.block;
-  const std::function<void()> body = [&] { kernel(args...); };
-  const long blocks = (long)at.grid.x * at.grid.y * at.grid.z;
-  for (long i = 0; i < blocks; ++i) {
-    emulator::block_index = {(unsigned)(i % at.grid.x), (unsigned)(i / at.grid.x % at.grid.y),
-                             (unsigned)(i / at.grid.x / at.grid.y)};
-    machine.block_ = i;
-    machine.run_block((int)(at.block.x * at.block.y * at.block.z), at.shared_bytes, body);
-  }
+  emulator::run(at, [&] { kernel(args...); });
 }
 
 template <class T>
 T* dynamic_shared() {
-  return (T*)emulator::Machine::get().shared();
+  return (T*)emulator::dynamic_shared();
 }
 
 struct DeviceGuard {
   explicit DeviceGuard(int) {}
 };
 
-// A small device, so that tests meet what is rare on a large one: few blocks, rows past shared
-// memory.
-inline int multiprocessor_count(int) { return 3; }
-inline size_t max_shared_bytes(int) { return 24 << 10; }
+inline int multiprocessor_count(int) { return emulator::kMultiprocessors; }
+inline size_t max_shared_bytes(int) { return emulator::kMaxSharedBytes; }
 
 }  // namespace logpi

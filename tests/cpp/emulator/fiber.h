@@ -1,4 +1,5 @@
-// One stack a GPU thread, and the switch between them.
+// One stack a GPU thread, and the switch between them. EMULATOR_ADDRESS and EMULATOR_THREAD say
+// which sanitizer must be told.
 #pragma once
 
 #include <sys/mman.h>
@@ -7,13 +8,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
-#include <vector>
 
-#if defined(__SANITIZE_ADDRESS__)
+#ifdef EMULATOR_ADDRESS
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
-#if defined(__SANITIZE_THREAD__)
+#ifdef EMULATOR_THREAD
 extern "C" {
 void* __tsan_get_current_fiber();
 void* __tsan_create_fiber(unsigned flags);
@@ -21,8 +21,7 @@ void __tsan_destroy_fiber(void* fiber);
 void __tsan_switch_to_fiber(void* fiber, unsigned flags);
 void __tsan_acquire(void* address);
 void __tsan_release(void* address);
-void AnnotateIgnoreReadsBegin(const char* file, int line);
-void AnnotateIgnoreReadsEnd(const char* file, int line);
+void __tsan_java_alloc(uintptr_t begin, uintptr_t size);  // forgets what was accessed there
 void AnnotateIgnoreWritesBegin(const char* file, int line);
 void AnnotateIgnoreWritesEnd(const char* file, int line);
 }
@@ -33,8 +32,8 @@ extern "C" void emulator_switch(void** from, void* to);
 #if defined(__x86_64__)
 asm(R"(
 .pushsection .text
-.weak emulator_switch
 .hidden emulator_switch
+.globl emulator_switch
 .type emulator_switch, @function
 emulator_switch:
   pushq %rbp; pushq %rbx; pushq %r12; pushq %r13; pushq %r14; pushq %r15
@@ -48,8 +47,8 @@ emulator_switch:
 #elif defined(__aarch64__)
 asm(R"(
 .pushsection .text
-.weak emulator_switch
 .hidden emulator_switch
+.globl emulator_switch
 .type emulator_switch, %function
 emulator_switch:
   sub sp, sp, #160
@@ -77,32 +76,30 @@ namespace emulator {
 
 constexpr size_t kStackBytes = 256 << 10;
 
-// A stack of its own, with a page below it that faults. Index -1 of the machine is the caller's.
+// A stack of its own, with a page below it that faults; or the stack of whoever launched.
 struct Fiber {
   void* saved = nullptr;  // stack pointer while not running
   char* base = nullptr;
-  const void* asan_bottom = nullptr;  // the caller's stack, for ASan
-  size_t asan_size = 0;
-  void* asan_fake = nullptr;
+#ifdef EMULATOR_ADDRESS
+  const void* bottom = nullptr;
+  size_t size = 0;
+  void* fake = nullptr;
+#endif
+#ifdef EMULATOR_THREAD
   void* tsan = nullptr;
+#endif
 
   void map() {
     const size_t page = (size_t)sysconf(_SC_PAGESIZE);
     char* memory = (char*)mmap(nullptr, kStackBytes + page, PROT_READ | PROT_WRITE,
                                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory == (char*)MAP_FAILED) abort();
-    mprotect(memory, page, PROT_NONE);
+    if (memory == (char*)MAP_FAILED || mprotect(memory, page, PROT_NONE) != 0) abort();
     base = memory + page;
-    asan_bottom = base;
-    asan_size = kStackBytes;
   }
 
   // The next switch to this fiber calls `entry`, which never returns.
   void start(void (*entry)()) {
-#if defined(__SANITIZE_ADDRESS__)
-    __asan_unpoison_memory_region(base, kStackBytes);  // frames of the fiber that died here
-    asan_fake = nullptr;
-#endif
+    if (!base) map();
     uintptr_t* top = (uintptr_t*)(base + kStackBytes);
 #if defined(__x86_64__)
     *--top = 0;                 // keeps the stack aligned as after a call
@@ -114,26 +111,40 @@ struct Fiber {
     top[11] = (uintptr_t)entry;  // x30
 #endif
     saved = top;
-#if defined(__SANITIZE_THREAD__)
-    if (tsan) __tsan_destroy_fiber(tsan);
-    tsan = __tsan_create_fiber(0);
+#ifdef EMULATOR_ADDRESS
+    __asan_unpoison_memory_region(base, kStackBytes);  // frames of the thread that died here
+    bottom = base;
+    size = kStackBytes;
+    fake = nullptr;
+#endif
+#ifdef EMULATOR_THREAD
+    if (!tsan) tsan = __tsan_create_fiber(0);  // costs 0.3 ms, so it is kept
 #endif
   }
 };
 
-// Leaves `from` for `to`; returns when somebody comes back.
-__attribute__((noinline)) inline void switch_fiber(Fiber& from, Fiber& to, bool dying = false) {
-  (void)dying;
-#if defined(__SANITIZE_THREAD__)
+inline Fiber* last_left = nullptr;
+
+// The first thing done on a stack after a switch to it.
+inline void arrive(Fiber& here) {
+  (void)here;
+#ifdef EMULATOR_ADDRESS  // and the bounds of the launcher's stack are learnt
+  __sanitizer_finish_switch_fiber(here.fake, &last_left->bottom, &last_left->size);
+#endif
+}
+
+// Leaves `from` for `to`; returns when somebody comes back, which is never if `for_good`.
+inline void switch_fiber(Fiber& from, Fiber& to, bool for_good = false) {
+  (void)for_good;
+  last_left = &from;
+#ifdef EMULATOR_THREAD
   __tsan_switch_to_fiber(to.tsan, 1);  // 1: orders nothing
 #endif
-#if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_start_switch_fiber(dying ? nullptr : &from.asan_fake, to.asan_bottom, to.asan_size);
+#ifdef EMULATOR_ADDRESS
+  __sanitizer_start_switch_fiber(for_good ? nullptr : &from.fake, to.bottom, to.size);
 #endif
   emulator_switch(&from.saved, to.saved);
-#if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_finish_switch_fiber(from.asan_fake, nullptr, nullptr);
-#endif
+  arrive(from);
 }
 
 }  // namespace emulator
