@@ -42,7 +42,7 @@ struct Tokens {
 };
 
 template <class T, bool kSoftcap>
-__global__ void __launch_bounds__(kThreads, kSoftcap ? 1 : 3)
+__global__ void __launch_bounds__(kThreads, kSoftcap ? 2 : 3)
     token_log_probs_backward_tiles(TokenLogProbsBackward p, int64_t tiles) {
   float* const values = dynamic_shared<float>();
   for (int64_t tile = blockIdx.x; tile < p.num_rows * tiles; tile += gridDim.x) {
@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(kThreads, kSoftcap ? 1 : 3)
 
 // A KeepSet: the few gradients wait in `scratch` while the row is zeroed.
 template <class T, bool kSoftcap>
-__global__ void __launch_bounds__(kThreads, kSoftcap ? 1 : 3)
+__global__ void __launch_bounds__(kThreads, kSoftcap ? 2 : 3)
     token_log_probs_backward_kept(TokenLogProbsBackward p, float* scratch) {
   float* const values = dynamic_shared<float>();
   const int64_t n = blockIdx.x;

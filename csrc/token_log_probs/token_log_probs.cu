@@ -18,7 +18,7 @@ __device__ Segments cut_of(const TokenLogProbsForward& p, const DeviceRow<T, kSo
 }
 
 template <class T, Sums kSums, bool kSoftcap>
-__global__ void __launch_bounds__(kThreads, kSoftcap ? 1 : 3)
+__global__ void __launch_bounds__(kThreads, kSoftcap ? 2 : 3)
     token_log_probs_rows(TokenLogProbsForward p) {
   __shared__ Partial partials[kMaxPartials];
   const int64_t n = blockIdx.x;
@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(kThreads, kSoftcap ? 1 : 3)
 }
 
 template <class T, Sums kSums, bool kSoftcap>
-__global__ void __launch_bounds__(kThreads, kSoftcap ? 1 : 3)
+__global__ void __launch_bounds__(kThreads, kSoftcap ? 2 : 3)
     token_log_probs_segments(TokenLogProbsForward p, Partial* partials) {
   const Segments cut = Segments::of(p.support_end - p.support_begin);
   const int64_t n = blockIdx.x / cut.count;
@@ -67,7 +67,7 @@ __global__ void __launch_bounds__(kWarp)
 }
 
 template <class T, bool kSoftcap>
-__global__ void __launch_bounds__(kThreads, kSoftcap ? 1 : 3)
+__global__ void __launch_bounds__(kThreads, kSoftcap ? 2 : 3)
     token_log_probs_kept(TokenLogProbsForward p) {
   __shared__ Partial partials[kMaxPartials];
   const int64_t n = blockIdx.x;

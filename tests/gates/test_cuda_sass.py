@@ -14,6 +14,7 @@ from sass import (
     ARCHS,
     BUILD,
     ROOT,
+    WHOLE_SHARED,
     Expect,
     Kernel,
     carried_code,
@@ -30,7 +31,19 @@ SOURCES = sorted((ROOT / "csrc").glob("*/*.cu"))
 SHIPPED = {"sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "compute_120"}
 
 # Every kernel of csrc/, by a pattern of its instances, the first that fits: what each must keep to.
-KERNELS: dict[str, Expect] = {}
+# 80 registers are three blocks of 256 threads on a multiprocessor; a softcap works in double.
+KERNELS: dict[str, Expect] = {
+    "token_log_probs_rows<*, false>": Expect(80),
+    "token_log_probs_rows<*, true>": Expect(128),
+    "token_log_probs_segments<*, false>": Expect(80),
+    "token_log_probs_segments<*, true>": Expect(128),
+    "token_log_probs_merge<*>": Expect(72, wide_loads=False),
+    "token_log_probs_kept<*>": Expect(80, wide_loads=False),
+    "token_log_probs_backward_tiles<*, false>": Expect(80),
+    "token_log_probs_backward_tiles<*, true>": Expect(128),
+    "token_log_probs_backward_kept<*>": Expect(80, wide_loads=False),
+    "token_log_probs_fused<*>": Expect(128, dynamic_shared=WHOLE_SHARED),
+}
 
 _why_not = missing_tools()
 pytestmark = pytest.mark.skipif(_why_not is not None, reason=f"{_why_not}")
