@@ -1,6 +1,6 @@
 """Compiles CUDA sources for the CPU, against emulator.h: docs/design/emulator.md.
 
-    python tests/cpp/build.py [plain|address|thread]      prints the folder of `_C_emulated`
+    python tests/cpp/build.py [plain|address|thread|initcheck]      prints the folder of `_C_emulated`
 
 Results are kept under build/, by the hash of all that goes into them.
 """
@@ -27,11 +27,13 @@ KERNEL_FLAGS = {
     "plain": ["-O2", "-fsanitize=alignment,bounds"],
     "address": ["-O1", "-fsanitize=address,undefined"],
     "thread": ["-O1", "-fsanitize=thread,alignment,bounds"],
+    "initcheck": ["-O1", "-fsanitize=thread,alignment,bounds"],  # TSan's calls, not TSan
 }
 RUNTIME = {  # what machine.cpp is told, and what is linked
     "plain": ([], []),
     "address": (["-DEMULATOR_ADDRESS"], ["-fsanitize=address,undefined"]),
     "thread": (["-DEMULATOR_THREAD"], ["-fsanitize=thread"]),
+    "initcheck": (["-DEMULATOR_INITCHECK"], []),
 }
 COMMON = ["-std=c++17", "-g1", "-fPIC", "-Wall", "-Wno-unknown-pragmas", "-Wno-unused-function"]
 COMMON += [f"-ffile-prefix-map={ROOT}/=", "-DLOGPI_CUDA_EMULATOR", "-DLOGPI_HAS_CUDA"]
@@ -77,7 +79,7 @@ def build(variant: str = "plain") -> Path:
         objects = _compile(jobs, work)
         # Kernels apart: their library's thread-local storage is `__shared__` memory and nothing
         # else, and the bindings need no sanitizer.
-        count = len(kernels) + 1
+        count = len(objects) - len(bindings) - 1
         _link(objects[:count], work / "libkernels.so", variant, "-shared", "-Wl,--no-undefined")
         suffix = sysconfig.get_config_var("EXT_SUFFIX")
         kernels_here = [f"-L{work}", "-lkernels", "-Wl,-rpath,$ORIGIN"]
@@ -105,8 +107,10 @@ Job = tuple[Path, Sequence[str]]  # a source and its own flags
 def _kernel_jobs(kernels: Sequence[Path], variant: str) -> list[Job]:
     """Instrumented kernels, and the machine, which must not be."""
     flags = ["-x", "c++", *KERNEL_FLAGS[variant], "-fno-sanitize-recover=all"]
-    machine = HERE / "emulator" / "machine.cpp"
-    return [*((path, flags) for path in kernels), (machine, ["-O2", *RUNTIME[variant][0]])]
+    machine = HERE / "emulator"
+    own = [machine / "machine.cpp"] + [machine / "initcheck.cpp"] * (variant == "initcheck")
+    own_flags = ["-O2", *RUNTIME[variant][0]]
+    return [*((path, flags) for path in kernels), *((path, own_flags) for path in own)]
 
 
 def _headers(folder: Path) -> list[Path]:

@@ -1,9 +1,10 @@
 """Runs Python with the CUDA kernels emulated under sanitizers: docs/design/emulator.md.
 
-    python tests/cpp/sanitized.py address|thread -m pytest tests/ops -k cuda --capture=sys
+    python tests/cpp/sanitized.py address|thread|initcheck -m pytest tests/ops -k cuda --capture=sys
 
-address: AddressSanitizer and UBSan. thread: ThreadSanitizer. Only the kernels are instrumented; a
-report ends the process, which is why pytest should leave stderr alone (`--capture=sys`).
+address: AddressSanitizer and UBSan. thread: ThreadSanitizer. initcheck: shared memory is written
+before it is read. Only the kernels are instrumented; a sanitizer's report ends the process, which is
+why pytest should leave stderr alone (`--capture=sys`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,12 @@ from pathlib import Path
 
 import build
 
-LIBRARIES = {"plain": (), "address": ("libasan.so", "libubsan.so"), "thread": ("libtsan.so",)}
+LIBRARIES = {
+    "plain": (),
+    "address": ("libasan.so", "libubsan.so"),
+    "thread": ("libtsan.so",),
+    "initcheck": (),
+}
 ADDR_NO_RANDOMIZE = 0x0040000
 
 

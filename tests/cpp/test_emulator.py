@@ -135,12 +135,20 @@ def test_a_fault_is_named_with_its_place(case: str, variant: str) -> None:
     assert_names_one_of(places(case), done.stdout)
 
 
-@every_variant
+@pytest.mark.parametrize("variant", ["plain", "address", "thread"])
 @pytest.mark.parametrize("case", UNINITIALISED)
 def test_shared_memory_begins_as_nan(case: str, variant: str) -> None:
     done = run(case, variant)
     assert done.returncode == 0
     assert done.stdout == "32 then 1\n"  # a sum, and whether the sum with a hole is NaN
+
+
+@pytest.mark.parametrize("case", UNINITIALISED)
+def test_initcheck_names_the_read(case: str) -> None:
+    done = run(case, "initcheck")
+    assert done.returncode == 1
+    assert "read of 4 bytes of shared memory that no thread has written" in done.stdout
+    assert_names_one_of(places(case), done.stdout)
 
 
 @pytest.mark.parametrize("case", OUT_OF_BOUNDS)

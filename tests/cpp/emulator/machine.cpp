@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "fiber.h"
+#include "initcheck.h"
 
 namespace emulator {
 
@@ -230,6 +231,9 @@ void fill(char* memory, size_t size) {
 #ifdef EMULATOR_THREAD
   __tsan_java_alloc((uintptr_t)memory, (size + 7) / 8 * 8);
 #endif
+#ifdef EMULATOR_INITCHECK
+  add_region(memory, size);
+#endif
   memset(memory, 0xff, size);
 }
 
@@ -250,6 +254,9 @@ int fill_module(dl_phdr_info* info, size_t, void*) {
 }
 
 void fill_shared() {
+#ifdef EMULATOR_INITCHECK
+  forget_regions();
+#endif
   static thread_local volatile char touch;  // or the loader has not made the block yet
   touch = 1;
   dl_iterate_phdr(&fill_module, nullptr);

@@ -35,7 +35,7 @@ __global__ void forgets_static(float* out, int written) {
   __syncthreads();
   if (threadIdx.x == 0) {
     float sum = 0;
-    for (float v : x) sum += v;
+    for (float v : x) sum += v;  // FAULT uninitialised_static
     out[blockIdx.x] = sum;
   }
 }
@@ -46,7 +46,7 @@ __global__ void forgets_dynamic(float* out, int written) {
   __syncthreads();
   if (threadIdx.x == 0) {
     float sum = 0;
-    for (int i = 0; i < 32; ++i) sum += x[i];
+    for (int i = 0; i < 32; ++i) sum += x[i];  // FAULT uninitialised_dynamic
     out[blockIdx.x] = sum;
   }
 }
