@@ -9,7 +9,7 @@ void bind_token_log_probs(pybind11::module_& m);
 #ifdef LOGPI_HAS_CUDA
 void bind_token_log_probs_cuda(pybind11::module_& m);
 #endif
-}
+}  // namespace logpi
 
 PYBIND11_MODULE(_C, m) {
   namespace py = pybind11;

@@ -1,6 +1,6 @@
 """Compiles CUDA sources for the CPU, against emulator.h: docs/design/emulator.md.
 
-    python tests/cpp/build.py [plain|address|thread|initcheck]      prints the folder of `_C_emulated`
+    python tests/cpp/build.py [plain|address|thread|initcheck]       prints where `_C_emulated` is
 
 Results are kept under build/, by the hash of all that goes into them.
 """

@@ -3,8 +3,8 @@
     python tests/cpp/sanitized.py address|thread|initcheck -m pytest tests/ops -k cuda --capture=sys
 
 address: AddressSanitizer and UBSan. thread: ThreadSanitizer. initcheck: shared memory is written
-before it is read. Only the kernels are instrumented; a sanitizer's report ends the process, which is
-why pytest should leave stderr alone (`--capture=sys`).
+before it is read. Only the kernels are instrumented; a sanitizer's report ends the process, which
+is why pytest should leave stderr alone (`--capture=sys`).
 """
 
 from __future__ import annotations

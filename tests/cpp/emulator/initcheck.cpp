@@ -106,12 +106,18 @@ void add_region(void* begin, size_t size) {
     return same;                                                                             \
   }
 
+// clang-format off
 extern "C" {
 ACCESSES(1)
-ACCESSES(2) ACCESSES(4) ACCESSES(8) ACCESSES(16) ATOMICS(8, uint8_t) ATOMICS(16, uint16_t)
-    ATOMICS(32, uint32_t) ATOMICS(64, uint64_t) HOOK void __tsan_read_range(void* p, size_t size) {
-  emulator::read(p, size, CALLER);
-}
+ACCESSES(2)
+ACCESSES(4)
+ACCESSES(8)
+ACCESSES(16)
+ATOMICS(8, uint8_t)
+ATOMICS(16, uint16_t)
+ATOMICS(32, uint32_t)
+ATOMICS(64, uint64_t)
+HOOK void __tsan_read_range(void* p, size_t size) { emulator::read(p, size, CALLER); }
 HOOK void __tsan_write_range(void* p, size_t size) { emulator::write(p, size); }
 HOOK void __tsan_vptr_update(void** p, void*) { emulator::write(p, sizeof *p); }
 HOOK void __tsan_vptr_read(void**) {}
@@ -119,3 +125,4 @@ HOOK void __tsan_func_entry(void*) {}
 HOOK void __tsan_func_exit() {}
 HOOK void __tsan_init() {}
 }
+// clang-format on
