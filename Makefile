@@ -8,16 +8,17 @@ SOURCES = pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 # A machine with a GPU keeps the torch it has; elsewhere the pins of the dev extra choose one.
 HAS_GPU_TORCH = import sys, torch; sys.exit(not torch.cuda.is_available())
 
-.PHONY: demo test gates lint bench build clean
+.PHONY: demo test gates sanitize lint bench build clean
 
 demo: build
 	$(RUN) recipes/reasoning_gym/train.py
 
-# One process per tier: fast first, then machine code, what needs many GB, Triton's interpreter, the
-# frameworks.
+# One process per tier: fast first, then machine code, sanitizers, what needs many GB, Triton's
+# interpreter, the frameworks.
 test: lint
 	$(PYTEST) -m "not slow and not frameworks and not gpu" --ignore=tests/gates
 	$(MAKE) gates
+	$(MAKE) sanitize
 	$(PYTEST) -m "slow and not frameworks and not gpu" --ignore=tests/gates
 	TRITON_INTERPRET=1 $(PYTEST) tests/ops -k triton -m "not slow and not gpu"
 	HF_HUB_OFFLINE=1 $(PYTEST) -m "frameworks and not gpu"
@@ -27,6 +28,13 @@ test: lint
 # What the compilers made of the GPU kernels; no GPU is needed.
 gates: build
 	$(PYTEST) tests/gates
+
+# The CUDA kernels on a CPU, under each sanitizer; a report ends the run.
+sanitize: build
+	for variant in address thread initcheck; do \
+	    $(RUN) tests/cpp/sanitized.py $$variant -m pytest tests/ops -k cuda --capture=sys \
+	        -m "not slow and not frameworks and not gpu" || exit 1; \
+	done
 
 lint: build
 	$(RUN) -m ruff check .

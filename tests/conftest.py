@@ -49,8 +49,12 @@ class Row:
 
     @property
     def interpreted(self) -> bool:
-        """Thousands of times slower than what it stands for: sizes of many MB are not for it."""
         return self.backend == "triton" and _INTERPRETED
+
+    @property
+    def tiny(self) -> bool:
+        """Thousands of times slower than what it stands for: sizes of many MB are not for it."""
+        return self.interpreted or (self.emulated and emulated.VARIANT != "plain")
 
     def __str__(self) -> str:
         return self.name

@@ -19,11 +19,13 @@ sys.path.insert(0, str(Path(__file__).parent / "cpp"))
 
 import build
 
+VARIANT = os.environ.get("LOGPI_EMULATOR", "plain")
+
 
 @cache
 def _module() -> ModuleType | str:
     try:
-        folder = build.build(os.environ.get("LOGPI_EMULATOR", "plain"))
+        folder = build.build(VARIANT)
     except build.CannotBuildError as error:
         return str(error)
     sys.path.insert(0, str(folder))

@@ -138,7 +138,7 @@ def test_complaint_03_true_class_gradient_at_p_near_one(
 @by_dtype
 def test_complaint_04_log_prob_is_never_positive(row: Row, dtype: torch.dtype) -> None:
     for case in CASES:
-        for seed in SEEDS[: 1 if row.interpreted else None]:
+        for seed in SEEDS[: 1 if row.tiny else None]:
             logits = case.logits(8, 257, dtype=dtype, seed=seed)
             best = logits.argmax(-1, keepdim=True)
             ids = torch.cat([best, randint(257, 8, 3, seed=seed)], -1)
@@ -200,8 +200,8 @@ def test_complaint_07_softcap_on_padding(
 
 def test_complaint_09_seventy_thousand_rows(row: Row) -> None:
     # A grid's second dimension ends at 65535; 31 columns keep the matrix small.
-    if row.interpreted:
-        pytest.skip(f"{row}: 70 thousand programs would be interpreted for an hour")
+    if row.tiny:
+        pytest.skip(f"{row}: 70 thousand programs would take an hour")
     logits, ids = randn(70_001, 31), randint(31, 70_001)
     assert_op_within_budget(token_log_probs, logits, ids, backend=row.backend, **FIELDS)
 
@@ -251,8 +251,8 @@ def test_complaint_10_strided_everything(row: Row, dtype: torch.dtype) -> None:
 def test_complaint_11_vocabulary_not_divisible(
     kernel_row: Row, columns: int, scale: float, dtype: torch.dtype
 ) -> None:
-    if kernel_row.interpreted:
-        pytest.skip(f"{kernel_row}: a row of that many columns takes the interpreter a second")
+    if kernel_row.tiny:
+        pytest.skip(f"{kernel_row}: a row of that many columns takes a second")
     for seed in range(3):
         logits = scale * randn(2, columns, seed=seed, dtype=dtype)
         with nan_empty():
@@ -270,7 +270,7 @@ def test_complaint_11_vocabulary_not_divisible(
 @by_dtype
 def test_complaint_11_every_small_vocabulary(kernel_row: Row, dtype: torch.dtype) -> None:
     for columns in range(
-        1, 140, 23 if kernel_row.interpreted else 1
+        1, 140, 23 if kernel_row.tiny else 1
     ):  # every rest of every vector width and unrolling
         logits, ids = randn(2, columns, dtype=dtype, seed=columns), torch.tensor([columns - 1, 0])
         name = f"V = {columns}:"
@@ -415,7 +415,7 @@ def test_complaint_19_temperature_that_is_none(row: Row, bad: float) -> None:
 @by_dtype
 def test_complaint_20_same_bits_in_every_batch(kernel_row: Row, dtype: torch.dtype) -> None:
     # 4096 rows of 301 columns; the same 7 rows alone, in a batch of 7, and scattered in 4096.
-    num_rows = 40 if kernel_row.interpreted else 4096
+    num_rows = 40 if kernel_row.tiny else 4096
     logits, ids = 3 * randn(num_rows, 301, dtype=dtype), randint(301, num_rows)
     options = {"return_mean_logit": True, **FIELDS, "backend": kernel_row.backend}
     upstream = randn(num_rows), randn(num_rows)
