@@ -36,7 +36,7 @@ from logpi.testing import (
 )
 
 if TYPE_CHECKING:
-    from conftest import Place
+    from rows import Place
 
 by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 FEW = 264  # up to so many rows a kernel may split a row over blocks

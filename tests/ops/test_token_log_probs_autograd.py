@@ -24,7 +24,7 @@ from logpi.testing import (
 )
 
 if TYPE_CHECKING:
-    from conftest import Row
+    from rows import Row
 
 by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 V = 4999  # prime; more than one 8 kB chunk in every dtype

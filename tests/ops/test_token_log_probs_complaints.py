@@ -24,7 +24,7 @@ from logpi.testing import (
 )
 
 if TYPE_CHECKING:
-    from conftest import Row
+    from rows import Row
 
 by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 FIELDS = {"return_entropy": True, "return_collision": True, "return_lse": True}

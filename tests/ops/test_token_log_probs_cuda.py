@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import ROWS, Row
 from logpi import KeepSet
 from logpi.ops.token_log_probs import _cuda
 from logpi.ops.token_log_probs.op import Call, _check
 from logpi.testing import CASES, DTYPES, Case, bits, nan_empty
+from rows import ROWS, Row
 
 on_cuda = pytest.mark.parametrize(
     "kernel_row", [row for row in ROWS if row.backend == "cuda"], ids=str, indirect=True

@@ -15,7 +15,7 @@ from logpi import BackendError, KeepSet, token_log_probs
 from logpi.testing import DTYPES, allocations, bits, nan_empty
 
 if TYPE_CHECKING:
-    from conftest import Row
+    from rows import Row
 
 by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 ALL = {f"return_{name}": True for name in ("entropy", "collision", "lse", "top1", "mean_logit")}

@@ -28,7 +28,7 @@ from logpi.testing import (
 )
 
 if TYPE_CHECKING:
-    from conftest import Row
+    from rows import Row
 
 Options = dict[str, Any]
 

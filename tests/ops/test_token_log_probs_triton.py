@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import interpreter
-from conftest import ROWS, Row
 from logpi import token_log_probs
 from logpi.testing import CASES, DTYPES, Case, assert_op_within_budget, bits
+from rows import ROWS, Row
 
 ALL = {f"return_{name}": True for name in ("entropy", "collision", "lse", "top1", "mean_logit")}
 
