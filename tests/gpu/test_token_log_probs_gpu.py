@@ -36,7 +36,7 @@ from logpi.testing import (
 )
 
 if TYPE_CHECKING:
-    from rows import Place
+    from conftest import Place
 
 by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 FEW = 264  # up to so many rows a kernel may split a row over blocks
@@ -359,3 +359,22 @@ def test_compiled_without_a_break(place: Place, compiler: str, dtype: torch.dtyp
     yardstick = outputs_and_gradients(token_log_probs, logits, ids, **options)
     truth = outputs_and_gradients(token_log_probs, *in_float64(logits, ids), **options)
     assert_all_within_budget(ours, yardstick, truth)
+
+
+@pytest.mark.gpu
+def test_ten_lengths_and_temperatures_compile_once(gpu_place: Place) -> None:
+    if gpu_place.row != "triton":
+        pytest.skip(f"{gpu_place.row}: compiled ahead of time")
+    from logpi.ops.token_log_probs import _triton_kernels
+
+    def compiled() -> int:
+        caches = _triton_kernels.forward_kernel.device_caches.values()
+        return sum(len(cache[0]) for cache in caches)
+
+    counts = []
+    for step in range(10):
+        logits = torch.randn(300 + 7 * step, 256, device=gpu_place.device)
+        ids = torch.zeros(len(logits), dtype=torch.int64, device=gpu_place.device)
+        token_log_probs(logits, ids, temperature=1.0 / (1 + step), backend="triton")
+        counts.append(compiled())
+    assert counts == counts[:1] * 10

@@ -7,7 +7,7 @@ import torch
 
 import interpreter
 from logpi import token_log_probs
-from logpi.testing import CASES, DTYPES, Case, assert_op_within_budget, bits
+from logpi.testing import CASES, DTYPES, Case, bits
 from rows import ROWS, Row
 
 ALL = {f"return_{name}": True for name in ("entropy", "collision", "lse", "top1", "mean_logit")}
@@ -46,36 +46,3 @@ def test_segments_depend_on_the_length_alone_and_cover_it(kernel_row: Row) -> No
         assert size % group == 0
         assert (count - 1) * size < length <= count * size
         assert size <= max(group, _triton.TILES.segment)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_within_budget_on_a_gpu(case: Case, dtype: torch.dtype) -> None:
-    fields = {name: True for name in ALL if name != "return_top1"}
-    for num_rows, columns in ((4, 4999), (3, 151_936), (300, 32_064)):
-        logits = case.logits(num_rows, columns, dtype=dtype).cuda()
-        ids = torch.randint(columns, (num_rows, 2), device="cuda")
-        assert_op_within_budget(
-            token_log_probs, logits, ids, backend="triton", temperature=0.7, **fields
-        )
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-def test_ten_lengths_compile_once_on_a_gpu() -> None:
-    from logpi.ops.token_log_probs import _triton_kernels
-
-    def compiled() -> int:
-        return sum(
-            len(caches[0]) for caches in _triton_kernels.forward_kernel.device_caches.values()
-        )
-
-    counts = []
-    for step in range(10):
-        logits = torch.randn(300 + 7 * step, 256, device="cuda")
-        ids = torch.zeros(len(logits), dtype=torch.int64, device="cuda")
-        token_log_probs(logits, ids, temperature=1.0 / (1 + step), backend="triton")
-        counts.append(compiled())
-    assert counts == counts[:1] * 10
