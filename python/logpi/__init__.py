@@ -2,7 +2,8 @@
 
 from logpi.core.backends import BackendError
 from logpi.core.support import KeepSet
+from logpi.ops.linear_log_probs import linear_log_probs
 from logpi.ops.token_log_probs import TokenLogProbs, token_log_probs
 
 __version__ = "0.1.0"
-__all__ = ["BackendError", "KeepSet", "TokenLogProbs", "token_log_probs"]
+__all__ = ["BackendError", "KeepSet", "TokenLogProbs", "linear_log_probs", "token_log_probs"]

@@ -17,7 +17,7 @@ from triton.compiler import make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
 from logpi.ops.token_log_probs import _triton, _triton_backward, _triton_kernels
-from logpi.ops.token_log_probs.op import _check
+from logpi.ops.token_log_probs.op import check_call
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def run(num_rows: int, columns: int, **options) -> None:
     ids = torch.zeros(num_rows, dtype=torch.int64)
     arguments = {"temperature": 1.0, "support": None, "vocab_size": None, "loss_mask": None}
     arguments |= {"softcap": None, "logit_scale": 1.0} | options
-    call = _check(logits, ids, *arguments.values(), (True,) * 5, False)
+    call = check_call(logits, ids, *arguments.values(), (True,) * 5, False)
     out, stats = _triton.forward(call, True)
     _triton.backward(call, out.log_probs, stats, torch.ones(num_rows), torch.ones(num_rows))
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from logpi import KeepSet, token_log_probs
-from logpi.ops.token_log_probs.op import _check
+from logpi.ops.token_log_probs.op import check_call
 from logpi.testing import (
     DTYPES,
     assert_all_within_budget,
@@ -280,7 +280,7 @@ def test_registered_ops_keep_torchs_rules(kernel_row: Row, option: str) -> None:
             logits = randn(4, 19).requires_grad_()
             arguments = {"support": None, "vocab_size": None, "loss_mask": None, "softcap": None}
             arguments |= {"logit_scale": 1.0} | options
-            call = _check(logits, ids, warm, *arguments.values(), fields, False)
+            call = check_call(logits, ids, warm, *arguments.values(), fields, False)
             row = kernel_row.backend
             torch.library.opcheck(torch.ops.logpi.token_log_probs.default, (row, *call))
             with torch.no_grad():

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from logpi import KeepSet
 from logpi.ops.token_log_probs import _cuda
-from logpi.ops.token_log_probs.op import Call, _check
+from logpi.ops.token_log_probs.op import Call, check_call
 from logpi.testing import CASES, DTYPES, Case, bits, nan_empty
 from rows import ROWS, Row
 
@@ -50,7 +50,7 @@ def checked(logits: Tensor, ids: Tensor, inplace_backward: bool = False, **optio
         **options,
     }
     fields = (True, False, False, False, False)
-    return _check(logits, ids, fields=fields, inplace_backward=inplace_backward, **arguments)
+    return check_call(logits, ids, fields=fields, inplace_backward=inplace_backward, **arguments)
 
 
 def in_two_calls(call: Call, upstream: Tensor, of_entropy: Tensor) -> list[Tensor]:

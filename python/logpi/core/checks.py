@@ -40,3 +40,29 @@ def positive(name: str, value: float) -> None:
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
     if not 0 < value < math.inf:  # not isfinite: torch.compile cannot trace it for a symbol
         raise ValueError(f"{name}: expected a finite number above 0, got {value}")
+
+
+def at_least(name: str, value: int, least: int) -> None:
+    """An int of at least so much."""
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"{name}: expected at least {least}, got {value}")
+
+
+def whole(name: str, value: Any) -> None:
+    """A tensor that holds all of its values: no shard of a parallel trainer."""
+    tensor(name, value)
+    if hasattr(value, "full_tensor"):  # DTensor: FSDP2, tensor parallelism
+        raise TypeError(
+            f"{name}: expected a whole tensor, got a DTensor sharded as {value.placements}; pass "
+            f"{name}.full_tensor(), which gathers it (and its gradient back); or, where its rows "
+            f"are spread over the vocabulary, {name}.to_local() with process_group= and "
+            "vocab_start="
+        )
+    if hasattr(value, "ds_id"):  # DeepSpeed ZeRO-3: empty outside its gather
+        raise TypeError(
+            f"{name}: expected a whole tensor, got a DeepSpeed ZeRO-3 parameter, whose values are "
+            "elsewhere; use ZeRO-2 or FSDP2, or pass a copy made inside "
+            "deepspeed.zero.GatheredParameters"
+        )

@@ -16,7 +16,7 @@ _CALL = (
     "Tensor? keep_indptr, Tensor? keep_indices, SymInt num_rows, SymInt ids_per_row, "
     "float temperature, SymInt support_begin, SymInt support_end, SymInt vocab_size, "
     "float softcap, float logit_scale, bool entropy, bool collision, bool lse, bool top1, "
-    "bool mean_logit, bool inplace_backward"
+    "bool mean_logit, bool inplace_backward, SymInt first_column"
 )
 # Six fields (empty where not asked for), then the [.., 3] that the backward needs.
 _LIBRARY.define(

@@ -40,7 +40,11 @@ class TokenLogProbs(NamedTuple):
 
 
 class Call(NamedTuple):
-    """A checked call, as every row takes it: N rows in row-major order of the leading dims."""
+    """A checked call, as every row takes it: N rows in row-major order of the leading dims.
+
+    With `first_column` the logits are a tile: columns [first_column, first_column + width) of a
+    row. Ids and support count from the row's own beginning; the support lies inside the tile.
+    """
 
     logits: Tensor  # [.., V], any strides
     token_ids: Tensor  # [..] or [.., K] int64, contiguous
@@ -62,6 +66,7 @@ class Call(NamedTuple):
     top1: bool
     mean_logit: bool
     inplace_backward: bool
+    first_column: int = 0
 
 
 _MAX_IDS = 8192  # ids a row whose gradients wait in a GPU's shared memory
@@ -187,7 +192,7 @@ def token_log_probs(
         differentiated twice.
     Source: docs/ops/token_log_probs.md.
     """
-    call = _check(
+    call = check_call(
         logits,
         token_ids,
         temperature,
@@ -245,7 +250,7 @@ class _TokenLogProbs(torch.autograd.Function):
         return grad, None, None
 
 
-def _check(
+def check_call(
     logits: Tensor,
     token_ids: Tensor,
     temperature: float | Tensor,
@@ -257,6 +262,7 @@ def _check(
     fields: tuple[bool, bool, bool, bool, bool],
     inplace_backward: bool,
 ) -> Call:
+    """The call, or a ValueError or TypeError that names the argument."""
     checks.dtype("logits", logits, *checks.FLOATS)
     if logits.dim() == 0:
         raise ValueError("logits: expected [.., V], got a 0-d tensor")
