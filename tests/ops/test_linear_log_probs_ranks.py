@@ -1,4 +1,4 @@
-"""A vocabulary spread over ranks gives what one process gives: outputs, dX, and every shard of dW."""
+"""A vocabulary spread over ranks gives what one process gives: outputs, dX, every shard of dW."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def problem() -> dict[str, Tensor]:
     bias[60] = bias[3]
     ids = torch.randint(5, 60, (N, K), generator=generator)
     ids[0] = torch.tensor([3, 60]) + 2  # in every support
-    upstream = torch.randn(N, K, generator=generator), torch.randn(N, generator=generator)
-    return dict(zip(("hidden", "weight", "bias", "ids", "g", "h"), (hidden, weight, bias, ids, *upstream), strict=True))  # fmt: skip
+    g, h = torch.randn(N, K, generator=generator), torch.randn(N, generator=generator)
+    return {"hidden": hidden, "weight": weight, "bias": bias, "ids": ids, "g": g, "h": h}
 
 
 def option_sets() -> dict[str, dict[str, Any]]:
@@ -66,7 +66,7 @@ def on_a_rank(rank: int, bounds: list[int]) -> dict[str, dict[str, Tensor]]:
     }
 
 
-# A rank with one row, one without a row inside the support, uneven ones; a token is always another's.
+# A rank with one row, ranks without a row inside the support, uneven ones.
 @pytest.mark.parametrize("bounds", [[0, 40, V], [0, 1, 2, 90, V]], ids=["2 ranks", "4 ranks"])
 def test_ranks_give_what_one_process_gives(tmp_path: Path, bounds: list[int]) -> None:
     found = ranks.run(on_a_rank, len(bounds) - 1, tmp_path, bounds)

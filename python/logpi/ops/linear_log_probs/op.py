@@ -166,12 +166,16 @@ def linear_log_probs(
         from logpi.ops.linear_log_probs import reference
 
         return reference.linear_log_probs(call)
+    if torch.compiler.is_compiling():
+        from logpi.ops.linear_log_probs import _library
+
+        return _library.linear_log_probs(row.name, call)
     tensors = call.hidden_states, call.weight, call.bias
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         fields = _LinearLogProbs.apply(*tensors, call, row)  # type: ignore[no-untyped-call]
         return TokenLogProbs(*fields)
     with _no_autocast(call):
-        out, _ = _route(call).forward(row.kernels, call, keep=False)
+        out, _ = route(call).forward(row.kernels, call, keep=False)
     return out
 
 
@@ -186,7 +190,7 @@ class _LinearLogProbs(torch.autograd.Function):
         row: Backend,
     ) -> tuple[Tensor | None, ...]:
         with _no_autocast(call):
-            out, kept = _route(call).forward(row.kernels, call, keep=True)
+            out, kept = route(call).forward(row.kernels, call, keep=True)
         # The rest of the call without its tensors: autograd watches those it saves.
         ctx.save_for_backward(hidden, weight, bias, *call.head[1:6], *kept[:2])
         ctx.call, ctx.head, ctx.others = call[3:], (call.head[0], call.head[6:]), kept[2:]
@@ -206,7 +210,7 @@ class _LinearLogProbs(torch.autograd.Function):
         head = Call(ctx.head[0], *rest[:5], *ctx.head[1])
         call = LinearCall(hidden, weight, bias, head, *ctx.call[1:])
         with _no_autocast(call):
-            grads = _route(call).backward(
+            grads = route(call).backward(
                 ctx.row.kernels,
                 call,
                 (*rest[5:], *ctx.others),
@@ -217,7 +221,7 @@ class _LinearLogProbs(torch.autograd.Function):
         return (*grads, None, None)
 
 
-def _route(call: LinearCall) -> Any:
+def route(call: LinearCall) -> Any:
     """The module that serves: over tiles of the vocabulary, or over the kept ids of each row."""
     from logpi.ops.linear_log_probs import _kept, _tiles
 
@@ -285,8 +289,8 @@ def _check(
         absent, token_ids, temperature, support, vocab_size, loss_mask, softcap, logit_scale,
         fields, False,
     )  # fmt: skip
-    if hidden_states.device.type == "cpu":
-        _check_values(head)
+    if hidden_states.device.type == "cpu" and not torch.compiler.is_compiling():
+        check_values(head)
     return LinearCall(
         hidden_states.reshape(-1, size) if size else hidden_states.reshape(head.num_rows, 0),
         weight,
@@ -301,7 +305,7 @@ def _check(
     )
 
 
-def _check_values(head: Call) -> None:
+def check_values(head: Call) -> None:
     """Where rows are left out, a kernel does not know the numbers of the others."""
     ids = head.token_ids.view(head.num_rows, head.ids_per_row)
     _reject(
