@@ -9,6 +9,7 @@ import pytest
 import torch
 from test_linear_log_probs import ALL, D, V, randint, randn, with_bias
 from torch import Tensor
+from torch._functorch import config as functorch_config
 
 from logpi import KeepSet
 from logpi.testing import bits, outputs_and_gradients
@@ -38,7 +39,7 @@ OPTIONS = option_sets()
 @pytest.fixture
 def fresh_dynamo(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     # outputs_and_gradients goes backward several times, which donated buffers do not survive
-    monkeypatch.setattr(torch._functorch.config, "donated_buffer", False)
+    monkeypatch.setattr(functorch_config, "donated_buffer", False)
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
