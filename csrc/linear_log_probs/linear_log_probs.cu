@@ -64,7 +64,8 @@ __global__ void __launch_bounds__(kThreads, kSoftcap ? 2 : 4)
   __syncthreads();
   if (warp == 1) take_targets(p, n, row);
   if (warp != 0) return;
-  FoldState state = p.state[n];  // on its way while the warps' sums are merged
+  FoldState state{};
+  if (lane == 0) state = p.state[n];  // on its way while the warps' sums are merged
   const RowSums sums = merge_row(partials, cut.count * kWarps, row);
   if (lane != 0 || state.top != state.top) return;  // NaN already
   merge_into(state, sums, (double)row.squash(sums.ref), (double)row.scale);
