@@ -44,7 +44,7 @@ class LinearCall(NamedTuple):
 
 
 def _like_tokens(row: Backend) -> Backend:
-    """The row that folds tiles with the kernels of a row of token_log_probs: it serves their calls."""
+    """The row that folds tiles with the kernels of a row of token_log_probs."""
 
     def why_not(call: LinearCall) -> str | None:
         tile = call.hidden_states.new_empty(0, dtype=call.dtype)
@@ -132,7 +132,7 @@ def linear_log_probs(
             the gradient of `hidden_states` are those of the whole, on every rank; `weight` gets
             its own part. One all-gather of a few floats a token forward, one all-reduce backward.
         vocab_start: the id of this rank's first row. Shards may be uneven.
-        weight_grad: a buffer `[V, D]` (Megatron's `main_grad`, or `weight.grad`) to which the
+        weight_grad: a buffer `[V, D]` (`weight.grad`, or a float32 `main_grad`) to which the
             weight's gradient is added in place; autograd then gets none for `weight`.
         backend: `"auto"`, or the name of a row (`"cuda"`, `"triton"`, `"cpu"`, `"torch"`). A named
             row serves or raises; it never falls back.
@@ -161,23 +161,29 @@ def linear_log_probs(
         retain_bytes, workspace_bytes, logits_dtype, process_group, vocab_start, weight_grad,
     )  # fmt: skip
     row = select("linear_log_probs", BACKENDS, backend, call)
+    out: TokenLogProbs
     if row.name == "torch":  # the definition itself; torch differentiates it
         from logpi.ops.linear_log_probs import reference
 
-        out: TokenLogProbs = reference.linear_log_probs(call)
-        return out
+        return reference.linear_log_probs(call)
     tensors = call.hidden_states, call.weight, call.bias
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         fields = _LinearLogProbs.apply(*tensors, call, row)  # type: ignore[no-untyped-call]
         return TokenLogProbs(*fields)
     with _no_autocast(call):
-        return _route(call).forward(row.kernels, call, keep=False)[0]
+        out, _ = _route(call).forward(row.kernels, call, keep=False)
+    return out
 
 
 class _LinearLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, call: LinearCall, row: Backend
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        call: LinearCall,
+        row: Backend,
     ) -> tuple[Tensor | None, ...]:
         with _no_autocast(call):
             out, kept = _route(call).forward(row.kernels, call, keep=True)
@@ -296,9 +302,15 @@ def _check(
 
 
 def _check_values(head: Call) -> None:
-    """Of ids, temperatures and kept ids; where rows are left out, a kernel does not know their numbers."""
+    """Where rows are left out, a kernel does not know the numbers of the others."""
     ids = head.token_ids.view(head.num_rows, head.ids_per_row)
-    _reject("token_ids", ids, (ids < 0) | (ids >= head.vocab_size), head, f"ids in [0, {head.vocab_size})")
+    _reject(
+        "token_ids",
+        ids,
+        (ids < 0) | (ids >= head.vocab_size),
+        head,
+        f"ids in [0, {head.vocab_size})",
+    )
     if head.temperatures is not None:
         t = head.temperatures[:, None]
         _reject("temperature", t, ~((t > 0) & t.isfinite()), head, "finite values above 0")
