@@ -105,7 +105,8 @@ def backward(
 
 
 def _backward(call: Call, saved: tuple[Tensor | None, ...], out: Tensor) -> None:
-    columns = call.logits.shape[-1]
+    columns, first = call.logits.shape[-1], call.first_column
+    begin, end = call.support_begin - first, call.support_end - first
     chunks = -(-columns // (4 * TILES.block))
     rows, row_options = _rows(call.logits, 0)
     grad_rows, grad_options = _rows(out, 0)
@@ -113,14 +114,15 @@ def _backward(call: Call, saved: tuple[Tensor | None, ...], out: Tensor) -> None
         *rows,
         *grad_rows,
         columns,
-        call.support_begin,
-        call.support_end,
+        begin,
+        end,
+        first,
         *_row_scalars(call),
         *saved,
         chunks,
         BLOCK=TILES.block,
         IDS=_ids_at_a_time(call),
-        WHOLE=(call.support_begin | call.support_end | columns) % 8 == 0,
+        WHOLE=(begin | end | columns) % 8 == 0,
         CAP=call.softcap != 0,
         **row_options,
         **{f"GRAD_{name}": value for name, value in grad_options.items()},
