@@ -1,9 +1,9 @@
 """From the sums of a row to its outputs. The same few lines for every device and backend row.
 
-A row's state is float64 `[7]`: top, rest, dot, square, linear, at, top_logit. `top` is its largest value
-y (the logit after softcap, before logit_scale where there is no softcap, and before the
-temperature), first met at column `at`. One element equal to it is left out of the sums: the whole
-sum is 1 + rest. With t = log2(e) factor (y - top):
+A row's state is float64 `[7]`: top, rest, dot, square, linear, at, top_logit. `top` is its largest
+value y (the logit after the softcap; without one the logit itself; before the temperature), first
+met at column `at`. One element equal to it is left out of the sums: the whole sum is 1 + rest. With
+t = log2(e) factor (y - top):
 
     rest = sum 2^t      dot = sum t 2^t      square = sum 2^2t      linear = sum y, top included
 """
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from logpi.core import vocab_parallel
 from logpi.ops.token_log_probs import TokenLogProbs
 from logpi.ops.token_log_probs.op import Call
 
@@ -25,7 +26,7 @@ _LN2 = math.log(2.0)
 
 
 def new_state(call: Call) -> tuple[Tensor, Tensor]:
-    """`[N, 7]`: nothing met yet. `[N, K]`: y of the tokens; -inf until met, NaN for no id at all."""
+    """`[N, 7]`: nothing met yet. `[N, K]`: y of the tokens; -inf until met, NaN if it is no id."""
     ids = call.token_ids.view(call.num_rows, call.ids_per_row)
     state = torch.zeros(call.num_rows, FIELDS, dtype=torch.float64, device=ids.device)
     state[:, TOP] = -torch.inf
@@ -45,14 +46,16 @@ def factor(call: Call) -> Tensor | float:
 
 
 def merge(states: Tensor, call: Call) -> Tensor:
-    """`[P, N, 7]`, the states of P parts of the vocabulary in its order, as one `[N, 7]`."""
+    """`[P, N, 7]`, the states of P parts of the vocabulary in any order, as one `[N, 7]`."""
     tops = states[..., TOP]
-    top, winner = tops.max(0)  # the first of equals, and NaN before all
+    top = tops.amax(0)  # NaN before all
+    place = states[..., AT].masked_fill(tops != top, torch.inf)
+    winner = place.argmin(0, keepdim=True)  # the lowest id among equals
     by = factor(call)
     scale = (by if isinstance(by, float) else by[:, 0]) / _LN2
     t = ((tops - top) * scale).clamp(min=-1000.0).nan_to_num(nan=-1000.0)  # (-inf) - (-inf)
     w = torch.exp2(t)
-    own = torch.ones_like(tops).scatter_(0, winner[None], 0.0)
+    own = torch.ones_like(tops).scatter_(0, winner, 0.0)
     rest, dot, square = (states[..., field] for field in (REST, DOT, SQUARE))
     out = torch.empty_like(states[0])
     out[:, TOP] = top
@@ -61,8 +64,29 @@ def merge(states: Tensor, call: Call) -> Tensor:
     out[:, SQUARE] = ((square + own) * w * w).sum(0)
     out[:, LINEAR] = states[..., LINEAR].sum(0)
     for field in (AT, TOP_LOGIT):
-        out[:, field] = states[..., field].gather(0, winner[None])[0]
+        out[:, field] = states[..., field].gather(0, winner)[0]
     return out
+
+
+def merge_ranks(
+    call: Call, state: Tensor, targets: Tensor, num_entries: int, group: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """State, targets and number of entries of the whole vocabulary, on every rank: what is asked
+    for of a row travels as 4 to 8 + K float64, in one all-gather."""
+    wanted = [TOP, REST, DOT]
+    wanted += [SQUARE] if call.collision else []
+    wanted += [LINEAR] if call.mean_logit else []
+    wanted += [AT] if call.top1 else []
+    wanted += [TOP_LOGIT]
+    size = state.new_full((len(state), 1), num_entries)
+    parts = vocab_parallel.gather(torch.cat((state[:, wanted], targets, size), -1), group)
+    states = state.new_zeros(len(parts), *state.shape)
+    states[..., wanted] = parts[..., : len(wanted)]
+    return (
+        merge(states, call),
+        parts[..., len(wanted) : -1].amax(0),  # -inf where an id is another rank's
+        parts[..., -1].sum(0),
+    )
 
 
 def finish(
