@@ -17,11 +17,12 @@ from benchmarks.harness import REPLAY, TOTAL, Group, Provider
 from benchmarks.ops import _peers as peers
 from benchmarks.ops._graphs import captured
 from benchmarks.ops._logits import LogitsCase as Case
+from benchmarks.shapes import QUICK, SHAPES
 from benchmarks.targets import Target
 from logpi import token_log_probs
 from logpi.ops.token_log_probs.op import BACKENDS, Call, _check
 
-__all__ = ["TARGETS", "Case", "groups"]
+__all__ = ["QUICK", "SHAPES", "TARGETS", "Case", "groups"]
 
 BOTH, ONE = "log p, H", "log p"
 CALLS = 200  # per batch, where the call itself is timed
