@@ -44,7 +44,7 @@ class BackwardRow {
     }
     const float h = p.grad_entropy ? p.grad_entropy[n] : 0.0f;
     if ((p.loss_mask && !p.loss_mask[n]) || !(any || h != 0)) {  // nothing flows: read nothing
-      memset(out, 0, p.row_length * sizeof(T));
+      memset(out + p.first_column, 0, p.row_length * sizeof(T));
       return;
     }
     const Row<T> row = row_of<T>(p, n);
@@ -58,9 +58,9 @@ class BackwardRow {
     if (row.kept) {
       scatter_kept(row, out);
     } else {
-      memset(out, 0, row.begin * sizeof(T));
+      memset(out + p.first_column, 0, (row.begin - p.first_column) * sizeof(T));
       contiguous<kStream>(row, out);
-      memset(out + row.end, 0, (p.row_length - row.end) * sizeof(T));
+      memset(out + row.end, 0, (p.first_column + p.row_length - row.end) * sizeof(T));
     }
     for (int64_t i = 0; i < num_chosen; ++i) out[chosen.data[i]] = from_float<T>(tokens.data[i]);
   }

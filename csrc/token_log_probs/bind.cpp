@@ -1,37 +1,8 @@
 // The CPU kernels of token_log_probs as Python sees them.
 #include "token_log_probs/bind.h"
 
-#include <sstream>
-
 namespace logpi {
 namespace {
-
-[[noreturn]] void raise(const RowError& error, const TokenLogProbsParams& p) {
-  std::ostringstream message;
-  const std::string ids = "expected ids in [0, " + std::to_string(p.vocab_size) + "), got ";
-  switch (error.kind) {
-    case RowError::token_id:
-      message << "token_ids: " << ids << static_cast<int64_t>(error.value);
-      break;
-    case RowError::temperature:
-      message << "temperature: expected finite values above 0, got " << error.value;
-      break;
-    case RowError::keep_indptr:
-      message << "support.indptr: expected to rise from 0 to " << p.num_keep_indices
-              << " (the number of indices), got " << static_cast<int64_t>(error.value);
-      break;
-    case RowError::keep_id:
-      message << "support.indices: " << ids << static_cast<int64_t>(error.value);
-      break;
-    case RowError::keep_empty:
-      message << "support: expected at least one kept id, got none";
-      break;
-    default:
-      message << "support.indices: expected each id once, got repeats";
-  }
-  message << " in row " << error.row;
-  throw ValueError(message.str());
-}
 
 void forward(const TokenLogProbsParams& call, uintptr_t log_probs, uintptr_t entropy,
              uintptr_t collision, uintptr_t lse, uintptr_t top1, uintptr_t mean_logit,

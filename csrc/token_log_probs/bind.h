@@ -4,6 +4,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include <sstream>
 #include <string>
 
 #include "core/check.h"
@@ -17,6 +18,13 @@ namespace py = pybind11;
 template <class T>
 T* at(uintptr_t address) {
   return reinterpret_cast<T*>(address);
+}
+
+// The address that column 0 would have, of a tensor that begins at a later one.
+template <class T>
+T* column_zero(uintptr_t address, const TokenLogProbsParams& p) {
+  const int64_t width = p.dtype == DType::float32 ? 4 : 2;
+  return address ? at<T>(address - p.first_column * width) : nullptr;
 }
 
 Rows rows(const py::tuple& sizes, const py::tuple& strides) {
@@ -39,10 +47,11 @@ TokenLogProbsParams params(int dtype, uintptr_t logits, const py::tuple& sizes,
                            uintptr_t temperatures, double temperature, int64_t support_begin,
                            int64_t support_end, uintptr_t keep_indptr, uintptr_t keep_indices,
                            int64_t num_keep_indices, double softcap, double logit_scale,
-                           int num_threads) {
+                           int num_threads, int64_t first_column) {
   TokenLogProbsParams p{};
   p.dtype = static_cast<DType>(dtype);
-  p.logits = at<const void>(logits);
+  p.first_column = first_column;
+  p.logits = column_zero<const void>(logits, p);
   p.logits_rows = rows(sizes, strides);
   p.num_rows = num_rows;
   p.vocab_size = vocab_size;
@@ -88,10 +97,38 @@ TokenLogProbsBackward backward_params(const TokenLogProbsParams& call, uintptr_t
   p.stats = at<const RowStats>(stats);
   p.grad_log_probs = at<const float>(grad_log_probs);
   p.grad_entropy = at<const float>(grad_entropy);
-  p.grad_logits = at<void>(grad_logits);
+  p.grad_logits = column_zero<void>(grad_logits, p);
   p.grad_rows = rows(grad_sizes, grad_strides);
   p.row_length = row_length;
   return p;
+}
+
+// What a CPU kernel found wrong with a row.
+[[noreturn]] inline void raise(const RowError& error, const TokenLogProbsParams& p) {
+  std::ostringstream message;
+  const std::string ids = "expected ids in [0, " + std::to_string(p.vocab_size) + "), got ";
+  switch (error.kind) {
+    case RowError::token_id:
+      message << "token_ids: " << ids << static_cast<int64_t>(error.value);
+      break;
+    case RowError::temperature:
+      message << "temperature: expected finite values above 0, got " << error.value;
+      break;
+    case RowError::keep_indptr:
+      message << "support.indptr: expected to rise from 0 to " << p.num_keep_indices
+              << " (the number of indices), got " << static_cast<int64_t>(error.value);
+      break;
+    case RowError::keep_id:
+      message << "support.indices: " << ids << static_cast<int64_t>(error.value);
+      break;
+    case RowError::keep_empty:
+      message << "support: expected at least one kept id, got none";
+      break;
+    default:
+      message << "support.indices: expected each id once, got repeats";
+  }
+  message << " in row " << error.row;
+  throw ValueError(message.str());
 }
 
 // Python passes the arguments of params() and then those of f: one call, no object in between.

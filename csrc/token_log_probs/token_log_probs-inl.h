@@ -16,6 +16,7 @@ namespace {
 #include "core/simd_double.h"
 #include "core/softmax_sums.h"
 #include "token_log_probs/row.h"
+#include "token_log_probs/sum_rows.h"
 #include "token_log_probs/backward.h"
 
 // Gradients above this many bytes go past the caches on their way out.
@@ -24,31 +25,6 @@ constexpr int64_t kStreamBytes = 8 << 20;
 Want wanted(const TokenLogProbsForward& p) {
   if (p.collision || p.mean_logit) return Want::all;
   return p.entropy || p.stats ? Want::entropy : Want::lse;
-}
-
-// f(constant) with the wanted sums as a compile-time constant.
-template <Want kWant>
-struct Wanted {
-  static constexpr Want value = kWant;
-};
-template <class F>
-auto with(Want want, const F& f) {
-  switch (want) {
-    case Want::lse:
-      return f(Wanted<Want::lse>());
-    case Want::entropy:
-      return f(Wanted<Want::entropy>());
-    default:
-      return f(Wanted<Want::all>());
-  }
-}
-template <class T>
-Segment segment(Want want, const Row<T>& row, int at, float seed) {
-  return with(want, [&](auto w) { return row.template segment<decltype(w)::value>(at, seed); });
-}
-template <class T>
-RowSums merged(Want want, const Row<T>& row, const Segment* parts) {
-  return with(want, [&](auto w) { return row.template sums<decltype(w)::value>(parts); });
 }
 
 void write_masked(const TokenLogProbsForward& p, int64_t n) {
@@ -87,55 +63,11 @@ void finish(const TokenLogProbsForward& p, int64_t n, const Row<T>& row, const R
   if (p.stats) p.stats[n] = {(float)sums.ref, (float)(1 / sums.sum), (float)mean_shifted};
 }
 
-// Keeps the bad row of the lowest index, so that the message does not depend on the threads.
-void report(RowError& first, const RowError& error) {
-#pragma omp critical(logpi_row_error)
-  if (first.kind == RowError::none || error.row < first.row) first = error;
-}
-
 template <class T>
 RowError forward(const TokenLogProbsForward& p) {
-  RowError first;
-  const Want want = wanted(p);
-  const int64_t width = p.keep_indptr ? p.vocab_size : p.support_end - p.support_begin;
-  const int threads = threads_for(p.num_rows * width, p.num_threads);
-  const auto live = [&](int64_t n) {
-    if (p.loss_mask && !p.loss_mask[n]) {
-      write_masked(p, n);
-      return false;
-    }
-    const RowError error = check_row(p, n);
-    if (error.kind != RowError::none) report(first, error);
-    return error.kind == RowError::none;
-  };
-
-  if (p.num_rows >= threads) {
-    const int64_t block = rows_at_a_time(width), blocks = (p.num_rows + block - 1) / block;
-#pragma omp parallel for num_threads(threads) schedule(dynamic) if (threads > 1)
-    for (int64_t b = 0; b < blocks; ++b) {
-      for (int64_t n = b * block; n < (b + 1) * block && n < p.num_rows; ++n) {
-        if (!live(n)) continue;
-        const Row<T> row = row_of<T>(p, n);
-        const float seed = row.seed();
-        Segment segments[kSegments];
-        for (int at = 0; at < row.segments(); ++at) segments[at] = segment(want, row, at, seed);
-        finish(p, n, row, merged(want, row, segments));
-      }
-    }
-    return first;
-  }
-
-  // Few rows: each row's segments are spread over the threads; the bits are the same.
-  for (int64_t n = 0; n < p.num_rows; ++n) {
-    if (!live(n)) continue;
-    const Row<T> row = row_of<T>(p, n);
-    const float seed = row.seed();
-    Segment segments[kSegments];
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
-    for (int at = 0; at < row.segments(); ++at) segments[at] = segment(want, row, at, seed);
-    finish(p, n, row, merged(want, row, segments));
-  }
-  return first;
+  return sum_rows<T>(
+      p, wanted(p), [&](int64_t n) { write_masked(p, n); },
+      [&](int64_t n, const Row<T>& row, const RowSums& sums) { finish(p, n, row, sums); });
 }
 
 template <class T>

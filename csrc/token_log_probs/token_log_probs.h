@@ -27,6 +27,10 @@ struct TokenLogProbsParams {
   double softcap;  // 0: none
   double logit_scale;
   int num_threads;
+  // Where the tensor is a tile of the rows: its first column. Addresses are those of column 0,
+  // which is then not there; ids and support are the row's own, and the support lies inside the
+  // tile.
+  int64_t first_column;
 };
 
 // What the backward keeps of a row: its reference (a value near its maximum), 1 / sum e^(x - ref)
@@ -52,7 +56,7 @@ struct TokenLogProbsBackward : TokenLogProbsParams {
   const float* grad_entropy;    // [num_rows], or null
   void* grad_logits;            // may be the logits themselves
   Rows grad_rows;
-  int64_t row_length;  // columns of a row of grad_logits, padding included
+  int64_t row_length;  // columns of a row of grad_logits from first_column on, padding included
 };
 
 // The first bad row met, if any; what a kernel may not throw from inside a parallel region.

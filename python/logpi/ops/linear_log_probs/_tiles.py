@@ -73,11 +73,15 @@ def forward(kernels: Any, call: LinearCall, keep: bool) -> tuple[TokenLogProbs, 
     out, stats = finish(few, state, targets, num_entries, kernels.REFERENCE)
     whole = TokenLogProbs._make(None if field is None else rows.put(field) for field in out)
     kept = Kept(whole.log_probs, rows.put(stats), tiles) if keep else None
+    return shaped(call, whole), kept
+
+
+def shaped(call: LinearCall, out: TokenLogProbs) -> TokenLogProbs:
+    """`[N, K]` and `[N]` with the caller's leading dims."""
     lead, ids = call.head.logits.shape[:-1], call.head.token_ids.shape
-    shaped = (
-        None if field is None else field.view(ids if field.dim() == 2 else lead) for field in whole
+    return TokenLogProbs._make(
+        None if field is None else field.view(ids if field.dim() == 2 else lead) for field in out
     )
-    return TokenLogProbs._make(shaped), kept
 
 
 def _fold_tiles(
@@ -94,8 +98,8 @@ def _fold_tiles(
         active = rows.count(settle=number >= _SETTLED_AFTER)
         weight, bias = head.weight(begin, end), head.bias(begin, end)
         nbytes, whole = len(x) * (end - begin) * head.itemsize, None
-        if nbytes <= retain:
-            retain -= nbytes
+        retain = retain - nbytes if number == len(retained) else -1  # none after one that did not fit
+        if retain >= 0:
             whole = x.new_empty(len(x), end - begin, dtype=head.call.dtype)
             retained.append((begin, end, whole))
         for top in range(0, active, height):
@@ -111,20 +115,21 @@ def _fold_tiles(
 def backward(
     kernels: Any,
     call: LinearCall,
-    kept: Kept,
+    kept: Any,
     grad_log_probs: Tensor | None,
     grad_entropy: Tensor | None,
     needs: tuple[bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The gradients of hidden states, weight and bias, those that `needs` asks for."""
     head, num_rows = Head(call), call.head.num_rows
+    log_probs, stats, tiles = kept
     g = None if grad_log_probs is None else grad_log_probs.reshape(num_rows, -1).float()
     h = None if grad_entropy is None else grad_entropy.reshape(num_rows).float()
     rows = ActiveRows(_flowing(call.head, g, h), num_rows)
     gradients = Gradients(head, rows, needs)
     few = take_rows(call.head, rows)
     upstream = [None if grad is None else rows.take(grad) for grad in (g, h)]
-    saved = (rows.take(kept.log_probs), rows.take(kept.stats), *upstream)
+    saved = (rows.take(log_probs), rows.take(stats), *upstream)
     x = rows.take(call.hidden_states).to(head.product_dtype)
 
     def use(tile: Tensor, begin: int, end: int, weight: Tensor) -> None:
@@ -133,9 +138,9 @@ def backward(
         gradients.add(tile, x, weight, begin, end)
 
     done = head.begin
-    before = ActiveRows(call.head.loss_mask, num_rows).positions_of(rows) if kept.tiles else None
-    while kept.tiles:  # used up: a second backward makes them again
-        begin, end, tile = kept.tiles.pop(0)
+    before = ActiveRows(call.head.loss_mask, num_rows).positions_of(rows) if tiles else None
+    while tiles:  # used up: a second backward makes them again
+        begin, end, tile = tiles.pop(0)
         use(tile if before is None else tile.index_select(0, before), begin, end, head.weight(begin, end))
         done = end
     if rows.count() and done < head.end:

@@ -43,19 +43,15 @@ class LinearCall(NamedTuple):
     weight_grad: Tensor | None  # [V, D], added to instead of returned
 
 
-def _needs_plain(call: LinearCall) -> str | None:
-    if call.dtype == torch.float64:
-        return "serves float32, bfloat16 and float16 logits, got float64"
-    return None
-
-
 def _like_tokens(row: Backend) -> Backend:
-    """A row serves what its kernels serve as token_log_probs."""
+    """The row that folds tiles with the kernels of a row of token_log_probs: it serves their calls."""
 
     def why_not(call: LinearCall) -> str | None:
-        return _needs_plain(call) or row.why_not(call.head)
+        tile = call.hidden_states.new_empty(0, dtype=call.dtype)
+        return row.why_not(call.head._replace(logits=tile))
 
-    return Backend(row.name, _HERE + "_rows", why_not=why_not, unavailable=row.unavailable)
+    module = _HERE + row.module.rpartition(".")[2]
+    return Backend(row.name, module, why_not=why_not, unavailable=row.unavailable)
 
 
 def _needs_one_process(call: LinearCall) -> str | None:

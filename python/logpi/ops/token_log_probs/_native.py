@@ -107,4 +107,5 @@ def params(call: Call) -> tuple[int | float | tuple[int, ...], ...]:
         call.softcap,
         call.logit_scale,
         torch.get_num_threads(),
+        call.first_column,
     )
