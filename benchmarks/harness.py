@@ -27,7 +27,7 @@ class Provider:
 
     Attributes:
         stages: pass to function; each takes what the one before returned (the first None).
-        role: "ours", "peer", or "reference" (a plain read or copy of the same bytes, a bare product).
+        role: "ours", "peer", or "reference" (a read or copy of the same bytes; bare products).
         computes: what the result holds, for the table.
         prepare: run before every call, outside the clock.
         calls: how many calls one stage makes; times are divided by it.
@@ -186,7 +186,7 @@ def rows(
 ) -> list[dict[str, Any]]:
     """The records as table rows, each compared with ours (the first of our rows that ran).
 
-    `bytes_moved` is empty for an op that is bound by its products: bytes a second say nothing there.
+    `bytes_moved` is empty for an op bound by its products: bytes a second say nothing of it.
     """
     ran = [record for record in records if record.refusal is None]
     ours = next((record for record in ran if record.provider.role == "ours"), None)

@@ -15,7 +15,7 @@ HEADERS = (
 )  # fmt: skip
 NOTES = (
     "Times are medians. *x ours*: median of the per-round ratios to the first row of ours; above 1 "
-    "is slower than ours. *beside*: the same against a row of its own: the bare products, or another "
+    "is slower than ours. *beside*: the same against the row named: the bare products, or another "
     "way to call ours. *of read*, *of copy*: bytes a second as a fraction of the plain read's "
     "and the plain copy's, which took turns with everyone else, on the same buffer. "
     "*peak / input*: memory above the input at its highest, gradient included; *beyond results*: "

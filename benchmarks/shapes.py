@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Shape:
-    """`rows` tokens over a vocabulary of `vocab`; `hidden` where an op starts from hidden states."""
+    """`rows` tokens over a vocabulary of `vocab`; `hidden`: the size of what the head multiplies."""
 
     name: str
     rows: int

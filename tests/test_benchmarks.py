@@ -259,7 +259,7 @@ def test_token_log_probs_end_to_end(
     case = {"shape", "model", "dtype", "group", "buffers", "pass", "provider", "role", "computes"}
     times = {"us", "p20_us", "p80_us", "rounds", "ratio", "gb_s", "of_read", "of_copy"}
     assert (loaded["gpu_state"], loaded["left_out"]) == (["", ""], [])
-    more = {"peak_bytes", "max_error", "input_bytes", "refusal"}
+    more = {"peak_bytes", "beyond_bytes", "beside", "max_error", "input_bytes", "refusal"}
     assert all(row.keys() == case | times | more for row in loaded["rows"])
     groups = {(row["group"], row["buffers"]) for row in loaded["rows"]}
     assert groups == {("forward", ""), ("training", "fresh"), ("training", "warm"), ("call", "")}

@@ -68,7 +68,7 @@ def liger_grpo(hidden: Tensor, weight: Tensor, ids: Tensor, slope: Tensor) -> Te
 def policy_loss(
     hidden: Tensor, weight: Tensor, ids: Tensor, slope: Tensor, log_probs: Tensor
 ) -> Tensor:
-    """THE PLACE of logpi.linear_policy_loss: a call whose loss has this slope, the head of 3 products.
+    """THE PLACE of logpi.linear_policy_loss, the head of 3 products: a loss that has this slope.
 
     benchmarks/ops/linear_log_probs.py leaves it out, and says so, while logpi has no such op.
     """

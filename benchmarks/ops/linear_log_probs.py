@@ -35,7 +35,7 @@ LONG = 3e11  # multiplications of a product that takes a CPU several seconds
 
 
 class Form(NamedTuple):
-    """One way from (hidden, weight, ids) to (log p, H or None); or to a loss, the slope given too."""
+    """One way from (hidden, weight, ids) to (log p, H or None); with a slope, to a loss."""
 
     name: str
     function: Callable[..., Any]
@@ -65,7 +65,7 @@ def groups(case: Case) -> list[Group]:
     ]
 
 
-# ---- ours --------------------------------------------------------------------------------------------
+# ---- ours ----------------------------------------------------------------------------------------
 
 
 def _row() -> str:
@@ -85,17 +85,21 @@ def _ours(
     return Form(name + how, function, computes, "ours", beside, asks=asks)
 
 
+def _others(row: str) -> list[str]:
+    # the definition holds all logits, and stands in the table as torch linear + log_softmax
+    return [other.name for other in BACKENDS if other.name not in (row, "torch")]
+
+
 def _ours_forward(case: Case) -> list[Form]:
     row = _row()
     name = f"logpi {row}"
-    others = [_ours(f"logpi {b.name}", b.name, beside=WARM) for b in BACKENDS if b.name != row]
     return [
         _ours(name, row, beside=WARM),
         _ours(name, row, ", no entropy", beside=WARM, return_entropy=False),
         *_wide(case, name, row, WARM),
         _ours(name, row, f", {MASKED}", MASKED, name, loss_mask=case.half),
         _ours(name, row, f", {SLICED}", SLICED, name, support=case.window),
-        *others,
+        *(_ours(f"logpi {other}", other, beside=WARM) for other in _others(row)),
     ]
 
 
@@ -103,7 +107,6 @@ def _ours_backward(case: Case) -> list[Form]:
     row = _row()
     name, logits = f"logpi {row}", len(case.hidden) * case.weight.shape[0] * case.weight.itemsize
     base = f"{name}, recompute"
-    others = [_ours(f"logpi {b.name}", b.name, beside=FOUR) for b in BACKENDS if b.name != row]
     return [
         _ours(name, row, ", recompute", beside=FOUR),
         _ours(name, row, ", retain", beside=THREE, retain_bytes=logits),
@@ -112,7 +115,7 @@ def _ours_backward(case: Case) -> list[Form]:
         _ours(name, row, f", {UNWEIGHTED}", UNWEIGHTED, base),
         _ours(name, row, f", {SLICED}", SLICED, base, support=case.window),
         _policy_loss(case),
-        *others,
+        *(_ours(f"logpi {other}, recompute", other, beside=FOUR) for other in _others(row)),
     ]
 
 
@@ -132,7 +135,7 @@ def _policy_loss(case: Case) -> Form:
     return Form("logpi linear_policy_loss", function, LOSS, "ours", THREE, refusal=absent)
 
 
-# ---- the others --------------------------------------------------------------------------------------
+# ---- the others ----------------------------------------------------------------------------------
 
 
 def _peers(kind: str) -> list[Form]:
@@ -169,7 +172,7 @@ def _products(case: Case, name: str) -> Provider:
 
 
 def _acquainted(case: Case, form: Form) -> None:
-    """Imports what a form imports, or a slow call's peak memory, measured once, would hold modules."""
+    """Imports what a form imports: the peak of a slow call, seen once, must hold no modules."""
     asked = case.asked[form.asks or form.computes]
     ids, slope = asked.token_ids[:1] * 0, asked.grad_log_probs[:1]
     given = (case.hidden[:1], case.weight[:2], ids, *([slope] if form.computes == LOSS else []))
@@ -232,7 +235,7 @@ def _provider(form: Form, stages: dict[str, Any], beside: str, returns: int) -> 
     )  # fmt: skip
 
 
-# ---- what a run must reach ---------------------------------------------------------------------------
+# ---- what a run must reach -----------------------------------------------------------------------
 
 _FORWARD, _BACKWARD, _BOTH_WAYS = ("forward", ""), ("backward", "fresh"), (TOTAL, "fresh")
 
@@ -243,7 +246,7 @@ def _beside(label: str, shape: str, where: tuple[str, str], bound: float, agains
 
 
 def _memory_promised(rows: int, hidden: int) -> float:
-    """MiB: the workspace, and 8 bytes for each element of the hidden states; 2 for what libraries take."""
+    """MiB: the workspace, 8 bytes for each element of the hidden states, 2 for libraries' own."""
     return (WORKSPACE["cpu"] + 8 * rows * hidden) / 2**20 + 2
 
 
