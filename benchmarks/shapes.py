@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Shape:
-    """`rows` tokens over a vocabulary of `vocab`; `hidden`: the size of what the head multiplies."""
+    """`rows` tokens over a vocabulary of `vocab`; `hidden`: the size of of the head's input."""
 
     name: str
     rows: int

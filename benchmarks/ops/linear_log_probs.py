@@ -240,13 +240,20 @@ def _provider(form: Form, stages: dict[str, Any], beside: str, returns: int) -> 
 _FORWARD, _BACKWARD, _BOTH_WAYS = ("forward", ""), ("backward", "fresh"), (TOTAL, "fresh")
 
 
-def _beside(label: str, shape: str, where: tuple[str, str], bound: float, against: str, ours: str = "",
-            **more: Any) -> Target:  # fmt: skip
-    return Target(label, shape, where, "beside", bound, against=against, ours=ours, **more)
+def _beside(
+    label: str,
+    shape: str,
+    where: tuple[str, str],
+    bound: float,
+    against: str,
+    ours: str = "",
+    dtype: str | None = None,
+) -> Target:
+    return Target(label, shape, where, "beside", bound, dtype, against, ours)
 
 
 def _memory_promised(rows: int, hidden: int) -> float:
-    """MiB: the workspace, 8 bytes for each element of the hidden states, 2 for libraries' own."""
+    """MiB: the workspace, 8 bytes an element of the hidden states, 2 of the libraries' own."""
     return (WORKSPACE["cpu"] + 8 * rows * hidden) / 2**20 + 2
 
 
