@@ -35,6 +35,7 @@ class Provider:
         refusal: why it cannot run, when that is known beforehand.
         beside: others of its group whose time the table divides its own by.
         returns: bytes of what it must hand back; its peak memory is also told without them.
+        rounds: the fewest that will do; None: LEAST_ROUNDS says, by what a call costs.
         asks: what the case that made it needs to judge its result.
     """
 
@@ -48,6 +49,7 @@ class Provider:
     refusal: str | None = None
     beside: tuple[str, ...] = ()
     returns: int | None = None
+    rounds: int | None = None
     asks: Any = None
 
 
@@ -83,7 +85,7 @@ def alternate(
 ) -> list[Record]:
     """Rehearses every provider once or twice, then lets them take turns.
 
-    Each gets an equal share of `budget_s` and no fewer than LEAST_ROUNDS; who is slow sits rounds
+    Each gets an equal share of `budget_s` and no fewer rounds than it needs; who is slow sits some
     out, its own spread evenly over the run. The order rotates: nobody always follows the same one.
     """
     records = [Record(p, refusal=p.refusal) for p in providers]
@@ -97,6 +99,7 @@ def alternate(
     for record in runners:
         seconds = record.cost_ns / 1e9
         least = next((least for bound, least in LEAST_ROUNDS if seconds < bound), 1)
+        least = least if record.provider.rounds is None else record.provider.rounds
         wanted.append(min(max_rounds, max(least, int(share_ns / record.cost_ns))))
     rounds = max(wanted)
     # Powers of two, so that any two meet in all the rounds of whoever has fewer.

@@ -105,6 +105,23 @@ def test_any_two_meet_in_all_the_rounds_of_whoever_has_fewer(clock: Clock) -> No
     assert all(a >= b for a, b in itertools.pairwise(seen))
 
 
+def test_a_provider_may_say_how_few_rounds_will_do(clock: Clock) -> None:
+    few = Provider("few", {"forward": clock.takes("few", 1e8)}, rounds=1)
+    records = alternate([few, provider(clock, "many", 1e8)], clock, budget_s=0.0)
+    assert [len(record.times["forward"]) for record in records] == [1, 15]
+
+
+def test_a_row_tells_its_time_beside_those_it_names(clock: Clock) -> None:
+    floor = Provider("floor", {"forward": clock.takes("floor", 100.0, 200.0)}, "reference")
+    work = {"forward": clock.takes("ours", 150.0, 300.0)}
+    ours = Provider("ours", work, "ours", beside=("floor", "absent"), returns=3)
+    records = alternate([floor, ours], clock, budget_s=0.0)
+    row = rows(records, 1000, {})[1]
+    assert row["beside"] == {"floor": pytest.approx(1.5), "absent": None}
+    assert (row["peak_bytes"], row["beyond_bytes"], row["gb_s"]) == (7, 4, None)
+    assert report.set_beside(row) == "1.5x floor"
+
+
 def test_a_ratio_is_the_median_of_rounds_not_a_ratio_of_medians(clock: Clock) -> None:
     # the machine slows down 10 times for half of the rounds; the peer always takes 3 times ours
     drift = [1.0, 10.0, 1.0, 10.0, 10.0, 1.0, 10.0]

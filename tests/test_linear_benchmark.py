@@ -118,6 +118,23 @@ def test_a_long_product_leaves_most_out(monkeypatch: pytest.MonkeyPatch) -> None
     assert not op.groups(op.Case(TINY, torch.float32, "cpu"))
 
 
+def test_a_slow_peer_has_one_round_and_ours_as_many_as_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(op, "SLOW", 0)
+    for group in op.groups(op.Case(TINY, torch.float32, "cpu")):
+        assert {p.rounds for p in group.providers if p.role == "peer"} == {1}
+        assert {p.rounds for p in group.providers if p.role != "peer"} == {None}
+
+
+def test_every_way_is_measured_where_a_target_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = op.Case(TINY, torch.float32, "cpu")
+    assert len(op._ours_forward(case)) > 1
+    monkeypatch.setitem(op.SHAPES, "cpu", (TINY,))  # a named shape of which no target asks
+    assert len(op._ours_forward(case)) == 1
+    assert [form.name.split(", ")[1] for form in op._ours_backward(case)] == ["recompute", "retain"]
+
+
 @pytest.mark.parametrize("kind", ["cpu", "cuda"])
 def test_every_target_of_the_head_can_be_measured(kind: str) -> None:
     shapes = {str(shape) for shape in LINEAR_SHAPES[kind]}

@@ -32,6 +32,7 @@ __all__ = ["QUICK", "SHAPES", "TARGETS", "Case", "groups"]
 WARM, FRESH = "GEMM", "GEMM, fresh buffer"
 FOUR, THREE = "4 GEMMs", "3 GEMMs"
 LONG = 3e11  # multiplications of a product that takes a CPU several seconds
+SLOW = 5e10  # and of one that takes it about a second: then a peer has one round, no spread
 
 
 class Form(NamedTuple):
@@ -93,8 +94,11 @@ def _others(row: str) -> list[str]:
 def _ours_forward(case: Case) -> list[Form]:
     row = _row()
     name = f"logpi {row}"
+    base = [_ours(name, row, beside=WARM)]
+    if not _every_way(case):
+        return base
     return [
-        _ours(name, row, beside=WARM),
+        *base,
         _ours(name, row, ", no entropy", beside=WARM, return_entropy=False),
         *_wide(case, name, row, WARM),
         _ours(name, row, f", {MASKED}", MASKED, name, loss_mask=case.half),
@@ -107,9 +111,14 @@ def _ours_backward(case: Case) -> list[Form]:
     row = _row()
     name, logits = f"logpi {row}", len(case.hidden) * case.weight.shape[0] * case.weight.itemsize
     base = f"{name}, recompute"
-    return [
+    basic = [
         _ours(name, row, ", recompute", beside=FOUR),
         _ours(name, row, ", retain", beside=THREE, retain_bytes=logits),
+    ]
+    if not _every_way(case):
+        return basic
+    return [
+        *basic,
         *_wide(case, name, row, FOUR),
         _ours(name, row, f", {MASKED}", MASKED, base, loss_mask=case.half),
         _ours(name, row, f", {UNWEIGHTED}", UNWEIGHTED, base),
@@ -117,6 +126,12 @@ def _ours_backward(case: Case) -> list[Form]:
         _policy_loss(case),
         *(_ours(f"logpi {other}, recompute", other, beside=FOUR) for other in _others(row)),
     ]
+
+
+def _every_way(case: Case) -> bool:
+    """Where a target asks, on a GPU, and at a caller's own shape; elsewhere minutes are saved."""
+    asked = {target.shape for target in _ON_CPU if target.ours}
+    return case.hidden.is_cuda or case.shape not in SHAPES["cpu"] or str(case.shape) in asked
 
 
 def _wide(case: Case, name: str, row: str, beside: str) -> list[Form]:
@@ -192,7 +207,7 @@ def _forward(case: Case, forms: list[Form]) -> Group:
                 return form.function(case.hidden, case.weight, ids)
 
         beside = form.beside if form.role == "ours" else WARM
-        return _provider(form, {"forward": forward}, beside, returns=0)
+        return _provider(case, form, {"forward": forward}, beside, returns=0)
 
     return Group(
         "forward", "", [*(_products(case, name) for name in (WARM, FRESH)), *map(provider, forms)]
@@ -221,17 +236,21 @@ def _training(case: Case, forms: list[Form], *products: str) -> Group:
             return torch.autograd.grad(outputs, leaves, upstream)
 
         stages = {"forward": forward, "backward": backward}
-        return _provider(form, stages, form.beside, returns=case.nbytes)  # as many as the inputs
+        return _provider(case, form, stages, form.beside, returns=case.nbytes)  # like the inputs
 
     return Group(
         "training", "fresh", [*(_products(case, name) for name in products), *map(provider, forms)]
     )
 
 
-def _provider(form: Form, stages: dict[str, Any], beside: str, returns: int) -> Provider:
+def _provider(
+    case: Case, form: Form, stages: dict[str, Any], beside: str, returns: int
+) -> Provider:
+    slow = not case.hidden.is_cuda and case.hidden.numel() * len(case.weight) > SLOW
+    rounds = 1 if slow and form.role == "peer" else None
     return Provider(
         form.name, stages, form.role, form.computes, compiles=form.compiles, refusal=form.refusal,
-        beside=(beside,), returns=returns, asks=form.asks or form.computes,
+        beside=(beside,), returns=returns, rounds=rounds, asks=form.asks or form.computes,
     )  # fmt: skip
 
 
