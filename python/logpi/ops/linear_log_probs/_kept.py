@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from logpi.core import vocab_parallel
 from logpi.core.active_rows import ActiveRows
 from logpi.ops.linear_log_probs import _products as products
 from logpi.ops.linear_log_probs._plan import backward_plan, workspace
@@ -82,7 +83,7 @@ def forward(kernels: Any, call: LinearCall, keep: bool) -> tuple[TokenLogProbs, 
     entries, few = Entries(call.head, rows), take_rows(call.head, rows)
     values = _values(head, entries, rows.take(call.hidden_states))
     if call.process_group is not None:  # every entry is one rank's
-        torch.distributed.all_reduce(values, group=call.process_group)
+        vocab_parallel.sum_over_ranks(values, call.process_group)
     parts = []
     for part, _ in _side_by_side(call, entries, few, values):
         parts.append(kernels.forward(part, keep_stats=True))
@@ -128,7 +129,7 @@ def backward(
     hidden = _grad_hidden(head, entries, grad) if needs[0] else None
     if hidden is not None:
         if call.process_group is not None:
-            torch.distributed.all_reduce(hidden, group=call.process_group)
+            vocab_parallel.sum_over_ranks(hidden, call.process_group)
         hidden = rows.put(hidden.to(call.hidden_states.dtype))
     weight = bias = None
     by_id = _ById(head, entries, grad)

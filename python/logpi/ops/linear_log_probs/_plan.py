@@ -41,8 +41,8 @@ def forward_plan(columns: tuple[int, int], column_bytes: int, itemsize: int, roo
     while width > _LEAST_WIDTH and width * (_LEAST_ROWS * itemsize + column_bytes) > room:
         width //= 2
     rows = (room - width * column_bytes) // (width * itemsize)
-    if rows < 1:
-        least = _LEAST_WIDTH * (column_bytes + itemsize)
+    if rows < _LEAST_ROWS // 8:
+        least = _LEAST_WIDTH * (column_bytes + _LEAST_ROWS // 8 * itemsize)
         raise ValueError(f"workspace_bytes: expected at least {least}, got {room}")
     return Plan(*columns, width, rows)
 

@@ -12,14 +12,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from logpi.core import vocab_parallel
 from logpi.core.active_rows import ActiveRows
 from logpi.ops.linear_log_probs import _products as products
-from logpi.ops.linear_log_probs._finish import finish, new_state
+from logpi.ops.linear_log_probs._finish import finish, merge_ranks, new_state
 from logpi.ops.linear_log_probs._plan import Plan, backward_plan, forward_plan, workspace
 from logpi.ops.linear_log_probs.op import LinearCall
 from logpi.ops.token_log_probs import TokenLogProbs
 from logpi.ops.token_log_probs.op import Call
 
+# A CPU's GEMM takes other ways through a few last rows, with other roundings. In multiples of so many
+# a row of logits has the same bits in any batch.
+ROW_BLOCK = 16
 _SETTLED_AFTER = 2  # tiles queued before the host waits for the number of rows
 
 
@@ -65,9 +69,7 @@ def forward(kernels: Any, call: LinearCall, keep: bool) -> tuple[TokenLogProbs, 
     tiles = _fold_tiles(kernels, head, rows, few, x, state, targets, call.retain_bytes * keep)
     num_entries: Any = head.end - head.begin
     if call.process_group is not None:
-        from logpi.core import vocab_parallel
-
-        state, targets, num_entries = vocab_parallel.merge_ranks(
+        state, targets, num_entries = merge_ranks(
             few, state, targets, num_entries, call.process_group
         )
     out, stats = finish(few, state, targets, num_entries, kernels.REFERENCE)
@@ -91,25 +93,38 @@ def _fold_tiles(
     """Every tile into the state of its rows; returns those that are retained."""
     room = workspace(x.device, head.call.workspace_bytes)
     plan = forward_plan((head.begin, head.end), head.column_bytes, head.itemsize, room)
-    height = min(plan.rows, max(len(x), 1))
+    block = ROW_BLOCK if x.device.type == "cpu" else 1
+    whole_rows = -(-len(x) // block) * block
+    height = max(min(plan.rows // block * block, whole_rows), block)
     buffer = x.new_empty(height * min(plan.width, head.end - head.begin), dtype=head.call.dtype)
+    chunks = [(top, min(top + height, len(x))) for top in range(0, len(x), height)]
+    operands = {top: _padded(x[top:bottom], block) for top, bottom in chunks}
     retained = []
     for number, (begin, end) in enumerate(plan.tiles()):
         active = rows.count(settle=number >= _SETTLED_AFTER)
-        weight, bias = head.weight(begin, end), head.bias(begin, end)
-        nbytes, whole = len(x) * (end - begin) * head.itemsize, None
-        retain = retain - nbytes if number == len(retained) else -1  # none after one that did not fit
-        if retain >= 0:
-            whole = x.new_empty(len(x), end - begin, dtype=head.call.dtype)
-            retained.append((begin, end, whole))
-        for top in range(0, active, height):
-            bottom = min(top + height, active)
-            tile = buffer[: (bottom - top) * (end - begin)].view(bottom - top, end - begin)
-            tile = tile if whole is None else whole[top:bottom]
-            products.logits_into(tile, x[top:bottom], weight, bias)
-            part = _tile_call(slice_rows(few, top, bottom), tile, begin, end)
+        weight, bias, width = head.weight(begin, end), head.bias(begin, end), end - begin
+        retain = retain - whole_rows * width * head.itemsize if number == len(retained) else -1
+        whole = None
+        if retain >= 0:  # the first tiles, up to one that does not fit
+            whole = x.new_empty(whole_rows, width, dtype=head.call.dtype)
+            retained.append((begin, end, whole[: len(x)]))
+        for top, bottom in chunks:
+            if top >= active:
+                break
+            operand = operands[top]
+            tile = buffer[: len(operand) * width].view(len(operand), width)
+            tile = tile if whole is None else whole[top : top + len(operand)]
+            products.logits_into(tile, operand, weight, bias)
+            part = slice_rows(few, top, bottom)
+            part = _tile_call(part, tile[: bottom - top], begin, end)
             kernels.fold(part, state[top:bottom], targets[top:bottom])
     return retained
+
+
+def _padded(x: Tensor, block: int) -> Tensor:
+    """`x` with rows of 0 up to a multiple of `block`."""
+    missing = -len(x) % block
+    return torch.cat((x, x.new_zeros(missing, x.shape[1]))) if missing else x
 
 
 def backward(
@@ -202,7 +217,7 @@ class Gradients:
         call, hidden = self.head.call, self.hidden
         if hidden is not None:
             if call.process_group is not None:
-                torch.distributed.all_reduce(hidden, group=call.process_group)
+                vocab_parallel.sum_over_ranks(hidden, call.process_group)
             hidden = self.rows.put(hidden.to(call.hidden_states.dtype))
         return hidden, None if self.adds else self.weight, self.bias
 

@@ -279,8 +279,8 @@ def _check(
         absent, token_ids, temperature, support, vocab_size, loss_mask, softcap, logit_scale,
         fields, False,
     )  # fmt: skip
-    if isinstance(support, KeepSet) and hidden_states.device.type == "cpu":
-        KeepSet(head.keep_indptr, head.keep_indices).check(head.vocab_size, head.loss_mask)
+    if hidden_states.device.type == "cpu":
+        _check_values(head)
     return LinearCall(
         hidden_states.reshape(-1, size) if size else hidden_states.reshape(head.num_rows, 0),
         weight,
@@ -293,6 +293,26 @@ def _check(
         workspace_bytes,
         weight_grad,
     )
+
+
+def _check_values(head: Call) -> None:
+    """Of ids, temperatures and kept ids; where rows are left out, a kernel does not know their numbers."""
+    ids = head.token_ids.view(head.num_rows, head.ids_per_row)
+    _reject("token_ids", ids, (ids < 0) | (ids >= head.vocab_size), head, f"ids in [0, {head.vocab_size})")
+    if head.temperatures is not None:
+        t = head.temperatures[:, None]
+        _reject("temperature", t, ~((t > 0) & t.isfinite()), head, "finite values above 0")
+    if head.keep_indptr is not None and head.keep_indices is not None:
+        KeepSet(head.keep_indptr, head.keep_indices).check(head.vocab_size, head.loss_mask)
+
+
+def _reject(name: str, values: Tensor, bad: Tensor, head: Call, expected: str) -> None:
+    if head.loss_mask is not None:
+        bad = bad & head.loss_mask[:, None]
+    if bad.any():
+        row, column = bad.nonzero()[0].tolist()
+        got = values[row, column].item()
+        raise ValueError(f"{name}: expected {expected}, got {got} in row {row}")
 
 
 def _dtype(hidden_states: Tensor, weight: Tensor, logits_dtype: torch.dtype | None) -> torch.dtype:
