@@ -1,7 +1,8 @@
-"""The transformers hook on a model that FSDP2 has sharded over two processes."""
+"""The transformers hook on models spread over two processes by FSDP2 and DDP."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,6 @@ from torch import distributed as dist
 pytestmark = pytest.mark.frameworks
 
 WORLD = 2
-SHARDINGS = (  # whether the head is a unit of its own; whether units are sharded after a forward
-    (False, True),
-    (False, False),
-    (True, True),
-    (True, False),
-)
 
 
 def _model() -> Any:
@@ -32,9 +27,39 @@ def _model() -> Any:
     return Qwen2ForCausalLM(config)
 
 
+def _sharded(own: bool, reshard: bool) -> Callable[[Any, Any], Any]:
+    """FSDP2; `own`: the head is a unit of its own; `reshard`: units are, after a forward."""
+
+    def wrap(model: Any, mesh: Any) -> Any:
+        from torch.distributed.fsdp import fully_shard
+
+        for unit in (*model.model.layers, *([model.lm_head] if own else []), model):
+            fully_shard(unit, mesh=mesh, reshard_after_forward=reshard)
+        return model
+
+    return wrap
+
+
+def _replicated(find_unused: bool) -> Callable[[Any, Any], Any]:
+    def wrap(model: Any, _: Any) -> Any:
+        ddp = torch.nn.parallel.DistributedDataParallel
+        return ddp(model, find_unused_parameters=find_unused)
+
+    return wrap
+
+
+WRAPPERS = {
+    "head with the root, sharded again": _sharded(False, True),
+    "head with the root": _sharded(False, False),
+    "head a unit, sharded again": _sharded(True, True),
+    "head a unit": _sharded(True, False),
+    "DDP": _replicated(False),
+    "DDP, unused parameters looked for": _replicated(True),
+}
+
+
 def _rank(rank: int, folder: str) -> None:
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
 
     from logpi.integrations.transformers import log_probs, use_logpi
 
@@ -45,7 +70,7 @@ def _rank(rank: int, folder: str) -> None:
     batches = torch.randint(3, 97, (WORLD, 2, 9), generator=torch.Generator().manual_seed(1))
 
     whole = _model()
-    for ids in batches:  # FSDP averages over ranks, each with tokens of its own
+    for ids in batches:  # the mean over ranks, each with tokens of its own
         (whole(input_ids=ids, labels=ids).loss / WORLD).backward()
     wanted = {name: p.grad for name, p in whole.named_parameters()}
 
@@ -56,20 +81,19 @@ def _rank(rank: int, folder: str) -> None:
     def scored(model: Any, ids: Tensor) -> Tensor:
         return -log_probs(model, ids).log_probs.mean()
 
-    for own, reshard in SHARDINGS:
+    for where, wrap in WRAPPERS.items():
         for loss in (hooked, scored):
-            model = _model()
-            for unit in (*model.model.layers, *([model.lm_head] if own else []), model):
-                fully_shard(unit, mesh=mesh, reshard_after_forward=reshard)
-            loss(model, batches[rank]).backward()
-            for name, p in model.named_parameters():
-                where = f"{name} of {loss.__name__}, own={own}, reshard={reshard}"
+            inner = _model()
+            wrapped = wrap(inner, mesh)  # DDP's reducer lives no longer than it
+            loss(wrapped, batches[rank]).backward()
+            for name, p in inner.named_parameters():
+                grad = p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad
                 torch.testing.assert_close(
-                    p.grad.full_tensor(),
+                    grad,
                     wanted[name],
                     rtol=1e-4,
                     atol=1e-6,
-                    msg=lambda text, where=where: f"{where}: {text}",
+                    msg=lambda text, at=f"{name}, {where}, {loss.__name__}": f"{at}: {text}",
                 )
     dist.destroy_process_group()
 
