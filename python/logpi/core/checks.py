@@ -60,9 +60,8 @@ def whole(name: str, value: Any) -> None:
             f"are spread over the vocabulary, {name}.to_local() with process_group= and "
             "vocab_start="
         )
-    if hasattr(value, "ds_id"):  # DeepSpeed ZeRO-3: empty outside its gather
+    if hasattr(value, "ds_id"):  # ZeRO-3: empty outside its gather
         raise TypeError(
-            f"{name}: expected a whole tensor, got a DeepSpeed ZeRO-3 parameter, whose values are "
-            "elsewhere; use ZeRO-2 or FSDP2, or pass a copy made inside "
-            "deepspeed.zero.GatheredParameters"
+            f"{name}: expected a whole tensor, got a ZeRO-3 parameter, whose values are on other "
+            "ranks; use ZeRO-2 or FSDP2, or pass a copy made inside GatheredParameters"
         )

@@ -50,7 +50,7 @@ def forward_plan(columns: tuple[int, int], column_bytes: int, itemsize: int, roo
 def backward_plan(
     columns: tuple[int, int], num_rows: int, column_bytes: int, itemsize: int, room: int
 ) -> Plan:
-    """Tiles for the gradients: all rows at once, so that a tile's weight gradient is one product."""
+    """Tiles for the gradients: all rows at once, so a tile's weight gradient is one product."""
     width = room // max(num_rows * itemsize + column_bytes, 1)
     width = min(width // _LEAST_WIDTH * _LEAST_WIDTH, _BACKWARD_WIDTH)
     if width < _LEAST_WIDTH:
