@@ -109,7 +109,8 @@ def backward(
     head, rows, num_rows = Head(call), _rows(call), call.head.num_rows
     log_probs, stats, values = kept
     entries, few = Entries(call.head, rows), take_rows(call.head, rows)
-    g = None if grad_log_probs is None else grad_log_probs.reshape(num_rows, -1).float()
+    num_ids = call.head.ids_per_row  # -1 would be ambiguous with no rows
+    g = None if grad_log_probs is None else grad_log_probs.reshape(num_rows, num_ids).float()
     h = None if grad_entropy is None else grad_entropy.reshape(num_rows).float()
     saved = [None if s is None else rows.take(s) for s in (log_probs, stats, g, h)]
     grad = torch.empty_like(values)

@@ -138,7 +138,8 @@ def backward(
     """The gradients of hidden states, weight and bias, those that `needs` asks for."""
     head, num_rows = Head(call), call.head.num_rows
     log_probs, stats, tiles = kept
-    g = None if grad_log_probs is None else grad_log_probs.reshape(num_rows, -1).float()
+    num_ids = call.head.ids_per_row  # -1 would be ambiguous with no rows
+    g = None if grad_log_probs is None else grad_log_probs.reshape(num_rows, num_ids).float()
     h = None if grad_entropy is None else grad_entropy.reshape(num_rows).float()
     rows = ActiveRows(_flowing(call.head, g, h), num_rows)
     gradients = Gradients(head, rows, needs)
