@@ -42,6 +42,21 @@ def positive(name: str, value: float) -> None:
         raise ValueError(f"{name}: expected a finite number above 0, got {value}")
 
 
+def number(name: str, value: float) -> None:
+    """A finite number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name}: expected a finite number, got {value}")
+
+
+def not_negative(name: str, value: float) -> None:
+    """A finite number of at least 0."""
+    number(name, value)
+    if value < 0:
+        raise ValueError(f"{name}: expected a number of at least 0, got {value}")
+
+
 def at_least(name: str, value: int, least: int) -> None:
     """An int of at least so much."""
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
@@ -58,7 +73,7 @@ def whole(name: str, value: Any) -> None:
             f"{name}: expected a whole tensor, got a DTensor sharded as {value.placements}; pass "
             f"{name}.full_tensor(), which gathers it (and its gradient back); or, where its rows "
             f"are spread over the vocabulary, {name}.to_local() with process_group= and "
-            "vocab_start="
+            "vocab_start=, which linear_log_probs takes"
         )
     if hasattr(value, "ds_id"):  # ZeRO-3: empty outside its gather
         raise TypeError(

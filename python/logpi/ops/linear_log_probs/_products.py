@@ -36,16 +36,23 @@ def add_grad_hidden(total: Tensor, grad: Tensor, weight: Tensor) -> None:
     _add_product(total, grad, weight)
 
 
+def grad_hidden_into(out: Tensor, grad: Tensor, weight: Tensor) -> None:
+    """`out [n, D]` = grad weight."""
+    _product_into(out, grad, weight)
+
+
 def grad_weight_into(out: Tensor, grad: Tensor, x: Tensor, add: bool) -> None:
     """`out [w, D]` = (or +=) grad^T x."""
-    if add:
-        _add_product(out, grad.t(), x)
-    elif out.dtype == grad.dtype:
-        torch.mm(grad.t(), x, out=out)
-    elif out.dtype == torch.float32 and widens(grad):
-        torch.mm(grad.t(), x, out_dtype=torch.float32, out=out)
+    (_add_product if add else _product_into)(out, grad.t(), x)
+
+
+def _product_into(out: Tensor, a: Tensor, b: Tensor) -> None:
+    if out.dtype == a.dtype:
+        torch.mm(a, b, out=out)
+    elif out.dtype == torch.float32 and widens(a):
+        torch.mm(a, b, out_dtype=torch.float32, out=out)
     else:
-        out.copy_(torch.mm(grad.t(), x))
+        out.copy_(torch.mm(a, b))
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:

@@ -24,7 +24,7 @@ from logpi.ops.token_log_probs.op import Call
 # A CPU's GEMM takes other ways through a few last rows, with other roundings. In multiples of so
 # many a row of logits has the same bits in any batch.
 ROW_BLOCK = 16
-_SETTLED_AFTER = 2  # tiles queued before the host waits for the number of rows
+SETTLED_AFTER = 2  # tiles queued before the host waits for the number of rows
 
 
 class Kept(NamedTuple):
@@ -98,10 +98,10 @@ def _fold_tiles(
     height = max(min(plan.rows // block * block, whole_rows), block)
     buffer = x.new_empty(height * min(plan.width, head.end - head.begin), dtype=head.call.dtype)
     chunks = [(top, min(top + height, len(x))) for top in range(0, len(x), height)]
-    operands = {top: _padded(x[top:bottom], block) for top, bottom in chunks}
+    operands = {top: padded(x[top:bottom], block) for top, bottom in chunks}
     retained: list[tuple[int, int, Tensor]] = []
     for number, (begin, end) in enumerate(plan.tiles()):
-        active = rows.count(settle=number >= _SETTLED_AFTER)
+        active = rows.count(settle=number >= SETTLED_AFTER)
         weight, bias, width = head.weight(begin, end), head.bias(begin, end), end - begin
         retain = retain - whole_rows * width * head.itemsize if number == len(retained) else -1
         whole = None
@@ -116,12 +116,12 @@ def _fold_tiles(
             tile = tile if whole is None else whole[top : top + len(operand)]
             products.logits_into(tile, operand, weight, bias)
             part = slice_rows(few, top, bottom)
-            part = _tile_call(part, tile[: bottom - top], begin, end)
+            part = tile_call(part, tile[: bottom - top], begin, end)
             kernels.fold(part, state[top:bottom], targets[top:bottom])
     return retained
 
 
-def _padded(x: Tensor, block: int) -> Tensor:
+def padded(x: Tensor, block: int) -> Tensor:
     """`x` with rows of 0 up to a multiple of `block`."""
     missing = -len(x) % block
     return torch.cat((x, x.new_zeros(missing, x.shape[1]))) if missing else x
@@ -149,7 +149,7 @@ def backward(
     x = rows.take(call.hidden_states).to(head.product_dtype)
 
     def use(tile: Tensor, begin: int, end: int, weight: Tensor) -> None:
-        part = _tile_call(slice_rows(few, 0, len(tile)), tile, begin, end)
+        part = tile_call(slice_rows(few, 0, len(tile)), tile, begin, end)
         kernels.backward(part, *(None if s is None else s[: len(tile)] for s in saved))
         gradients.add(tile, x, weight, begin, end)
 
@@ -169,7 +169,7 @@ def backward(
         plan = _backward_plan(head, len(x), room)
         buffer = x.new_empty(len(x) * min(plan.width, head.end - done), dtype=call.dtype)
         for number, (begin, end) in enumerate(plan.tiles(done)):
-            active = rows.count(settle=number >= _SETTLED_AFTER)
+            active = rows.count(settle=number >= SETTLED_AFTER)
             weight = head.weight(begin, end)
             tile = buffer[: active * (end - begin)].view(active, end - begin)
             products.logits_into(tile, x[:active], weight, head.bias(begin, end))
@@ -265,7 +265,7 @@ def slice_rows(call: Call, top: int, bottom: int) -> Call:
     )
 
 
-def _tile_call(call: Call, tile: Tensor, begin: int, end: int) -> Call:
+def tile_call(call: Call, tile: Tensor, begin: int, end: int) -> Call:
     return call._replace(
         logits=tile, support_begin=begin, support_end=end, first_column=begin, inplace_backward=True
     )

@@ -154,7 +154,7 @@ def linear_log_probs(
         while a CUDA graph is captured. A `KeepSet` on a GPU is measured on the host.
     Source: docs/ops/linear_log_probs.md.
     """
-    call = _check(
+    call = check_linear_call(
         hidden_states, weight, token_ids, bias, temperature, support, vocab_size, loss_mask,
         softcap, logit_scale,
         (return_entropy, return_collision, return_lse, return_top1, return_mean_logit),
@@ -174,7 +174,7 @@ def linear_log_probs(
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         fields = _LinearLogProbs.apply(*tensors, call, row)  # type: ignore[no-untyped-call]
         return TokenLogProbs(*fields)
-    with _no_autocast(call):
+    with no_autocast(call):
         out, _ = route(call).forward(row.kernels, call, keep=False)
     return out
 
@@ -189,7 +189,7 @@ class _LinearLogProbs(torch.autograd.Function):
         call: LinearCall,
         row: Backend,
     ) -> tuple[Tensor | None, ...]:
-        with _no_autocast(call):
+        with no_autocast(call):
             out, kept = route(call).forward(row.kernels, call, keep=True)
         # The rest of the call without its tensors: autograd watches those it saves.
         ctx.save_for_backward(hidden, weight, bias, *call.head[1:6], *kept[:2])
@@ -209,7 +209,7 @@ class _LinearLogProbs(torch.autograd.Function):
         hidden, weight, bias, *rest = ctx.saved_tensors
         head = Call(ctx.head[0], *rest[:5], *ctx.head[1])
         call = LinearCall(hidden, weight, bias, head, *ctx.call[1:])
-        with _no_autocast(call):
+        with no_autocast(call):
             grads = route(call).backward(
                 ctx.row.kernels,
                 call,
@@ -228,12 +228,12 @@ def route(call: LinearCall) -> Any:
     return _tiles if call.head.keep_indptr is None else _kept
 
 
-def _no_autocast(call: LinearCall) -> Any:
+def no_autocast(call: LinearCall) -> Any:
     """The dtype of the products is decided already."""
     return torch.autocast(call.hidden_states.device.type, enabled=False)
 
 
-def _check(
+def check_linear_call(
     hidden_states: Tensor,
     weight: Tensor,
     token_ids: Tensor,

@@ -1,0 +1,88 @@
+"""The loss of many tokens, and its metrics, as sums that may be made a part at a time.
+
+loss = sum w (token_loss + kl.coef * kl - entropy_coef * entropy)
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from logpi.ops.policy_loss.objectives import KL, TokenObjective
+from logpi.ops.token_log_probs import TokenLogProbs
+
+Sums = dict[str, Tensor]  # float64, 0-d
+
+
+class PolicyLoss(NamedTuple):
+    """What a policy loss returns. The metrics are 0-d tensors on the device, without gradient."""
+
+    loss: Tensor
+    metrics: dict[str, Tensor]
+
+
+class Formula(NamedTuple):
+    """What is computed of a token."""
+
+    objective: TokenObjective
+    kl: KL | None
+    entropy_coef: float
+
+
+class Tokens(NamedTuple):
+    """What is known of N tokens beforehand, each `[N]`; finite where the mask is False."""
+
+    old_log_probs: Tensor
+    advantages: Tensor
+    ref_log_probs: Tensor | None
+    weights: Tensor
+    mask: Tensor  # bool
+
+
+def sums(
+    formula: Formula, log_probs: Tensor, entropy: Tensor, tokens: Tokens
+) -> tuple[Tensor, Sums]:
+    """The loss of these tokens, float64 and differentiable; and what `metrics` makes metrics of.
+
+    Sums are float64: how many parts there are shows in no digit of the loss.
+    """
+    objective, kl, entropy_coef = formula
+    mask, known = tokens.mask, (tokens.old_log_probs, tokens.advantages)
+
+    def weighted(values: Tensor) -> Tensor:
+        return (tokens.weights * values).sum(dtype=torch.float64)
+
+    loss = policy = weighted(objective.token_losses(log_probs, *known))
+    told = {"entropy": entropy}
+    if kl is not None:
+        assert tokens.ref_log_probs is not None
+        told["kl"] = kl.token_values(log_probs, tokens.ref_log_probs)
+        loss = loss + kl.coef * weighted(told["kl"])
+    if entropy_coef:
+        loss = loss - entropy_coef * weighted(entropy)
+    with torch.no_grad():
+        told |= objective.token_metrics(log_probs, *known)
+        totals = {k: v.where(mask, 0.0).sum(dtype=torch.float64) for k, v in told.items()}
+        totals["tokens"] = mask.sum(dtype=torch.float64)
+    return loss, {"policy_loss": policy.detach(), **totals}
+
+
+def loss_of(formula: Formula, out: TokenLogProbs, tokens: Tokens) -> PolicyLoss:
+    """Of log-probs and entropies of all tokens at once."""
+    assert out.entropy is not None
+    loss, totals = sums(formula, out.log_probs.reshape(-1), out.entropy.reshape(-1), tokens)
+    dtype = tokens.weights.dtype
+    return PolicyLoss(loss.to(dtype), metrics(totals, dtype))
+
+
+def added(total: Sums, more: Sums) -> Sums:
+    return {name: total[name] + more[name] for name in total} if total else more
+
+
+def metrics(total: Sums, dtype: torch.dtype) -> dict[str, Tensor]:
+    """`policy_loss` as it was weighted, everything else as a mean over the tokens."""
+    tokens = total["tokens"].clamp(min=1)
+    means = {k: v / tokens for k, v in total.items() if k not in ("policy_loss", "tokens")}
+    return {k: v.to(dtype) for k, v in {"policy_loss": total["policy_loss"], **means}.items()}
