@@ -11,8 +11,8 @@ import torch
 from families import FAMILIES, V, draw_ids, model_of, with_gradients
 from torch import Tensor
 
-from logpi.integrations.transformers import use_logpi
-from logpi.testing import assert_all_within_budget
+from logpi.integrations.transformers import log_probs, use_logpi
+from logpi.testing import allocations, assert_all_within_budget
 
 pytestmark = [
     pytest.mark.frameworks,
@@ -48,6 +48,28 @@ def test_a_models_loss_and_gradients_are_its_own(family: str) -> None:
         theirs, truth = run(False, **options)[1], run(False, wide, **options)[1]
         assert_all_within_budget(ours, theirs, {k: x.double() for k, x in truth.items()})
     assert output.logits.shape == (3, 0, V)
+
+
+@pytest.mark.parametrize("entry", ["log_probs", "use_logpi"])
+def test_nothing_as_large_as_the_logits_is_allocated(entry: str) -> None:
+    """4 x 64 tokens, V = 4096: logits of 4 MiB, a head of 0.5 MiB, tiles of a quarter."""
+    model, ids = model_of(vocab_size=4096), draw_ids(4, 64)
+    logits_bytes = ids.numel() * 4096 * 4
+
+    def step(patched: bool) -> int:
+        with allocations() as sizes:
+            if not patched:
+                model(input_ids=ids, labels=ids).loss.backward()
+            elif entry == "use_logpi":
+                with use_logpi(model, workspace_bytes=1 << 18):
+                    model(input_ids=ids, labels=ids).loss.backward()
+            else:
+                log_probs(model, ids, workspace_bytes=1 << 18).log_probs.sum().backward()
+        return max(sizes)
+
+    step(True)  # the first call compares one token a sequence
+    assert step(False) >= logits_bytes
+    assert step(True) <= logits_bytes // 8
 
 
 def test_calls_without_labels_and_generation_are_what_they_were() -> None:
