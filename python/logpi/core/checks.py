@@ -71,7 +71,8 @@ def whole(name: str, value: Any) -> None:
     if hasattr(value, "full_tensor"):  # DTensor: FSDP2, tensor parallelism
         raise TypeError(
             f"{name}: expected a whole tensor, got a DTensor sharded as {value.placements}; pass "
-            f"{name}.full_tensor(), which gathers it (and its gradient back); or, where its rows "
+            f"{name}.full_tensor(), which gathers it (for data-parallel ranks with "
+            'grad_placements=[Partial("avg")]: else each keeps its own gradient); or, where its rows '
             f"are spread over the vocabulary, {name}.to_local() with process_group= and "
             "vocab_start=, which linear_log_probs takes"
         )

@@ -43,8 +43,9 @@ class Head:
         size, start = len(call.weight), call.vocab_start
         self.begin = max(call.head.support_begin, start)
         self.end = max(min(call.head.support_end, start + size), self.begin)
-        self.widens = call.dtype != call.weight.dtype and products.widens(call.weight)
-        self.casts = call.dtype != call.weight.dtype and not self.widens
+        mixed, same = call.dtype != call.weight.dtype, call.hidden_states.dtype == call.weight.dtype
+        self.widens = mixed and same and products.widens(call.weight)
+        self.casts = mixed and not self.widens
         self.product_dtype = call.weight.dtype if self.widens else call.dtype
         self.itemsize = call.dtype.itemsize
         # beside a column's logits: its cast row of the weight
