@@ -72,7 +72,7 @@ def whole(name: str, value: Any) -> None:
         raise TypeError(
             f"{name}: expected a whole tensor, got a DTensor sharded as {value.placements}; pass "
             f"{name}.full_tensor(), which gathers it (for data-parallel ranks with "
-            'grad_placements=[Partial("avg")]: else each keeps its own gradient); or, where its rows '
+            'grad_placements=[Partial("avg")], lest each keep its own gradient); or, where rows '
             f"are spread over the vocabulary, {name}.to_local() with process_group= and "
             "vocab_start=, which linear_log_probs takes"
         )
