@@ -11,7 +11,7 @@ import torch
 from families import FAMILIES, V, draw_ids, model_of, with_gradients
 from torch import Tensor
 
-from logpi.integrations.transformers import log_probs, use_logpi
+from logpi.integrations.transformers import compute_loss_func, log_probs, use_logpi
 from logpi.testing import allocations, assert_all_within_budget
 
 pytestmark = [
@@ -140,7 +140,28 @@ def test_a_model_with_a_loss_of_its_own_is_refused() -> None:
         use_logpi(Own(model_of().config)).__enter__()
 
 
-def _train(folder: Path, patched: bool, family: str) -> list[dict[str, float]]:
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_the_loss_of_logits_that_exist(family: str) -> None:
+    model, ids = model_of(family), draw_ids()
+    labels = ids.clone()
+    labels[0, :5] = -100
+
+    def run(ours: bool, model: Any, count: Any) -> dict[str, Tensor]:
+        if ours:
+            loss = compute_loss_func(model(input_ids=ids), labels, count)
+        else:
+            loss = model(input_ids=ids, labels=labels, num_items_in_batch=count).loss
+        return with_gradients(model, {"loss": loss})
+
+    wide = copy.deepcopy(model).double()
+    for count in (None, 41, torch.tensor(41)):
+        truth = {k: x.double() for k, x in run(False, wide, count).items()}
+        assert_all_within_budget(run(True, model, count), run(False, model, count), truth)
+
+
+def _train(
+    folder: Path, patched: bool, family: str, loss_func: Any = None
+) -> list[dict[str, float]]:
     from datasets import Dataset
     from transformers import Trainer, TrainingArguments
 
@@ -176,6 +197,7 @@ def _train(folder: Path, patched: bool, family: str) -> list[dict[str, float]]:
         ),
         train_dataset=Dataset.from_list(rows),
         eval_dataset=Dataset.from_list(rows[:6]),
+        compute_loss_func=loss_func,
     )
     seen = []
     model.register_forward_hook(lambda _, __, output: seen.append(output.logits.shape[1]))
@@ -191,10 +213,13 @@ def _train(folder: Path, patched: bool, family: str) -> list[dict[str, float]]:
 @pytest.mark.parametrize("family", ["qwen2", "gemma2", "mixtral"])
 def test_a_trainer_trains_alike_with_and_without(family: str, tmp_path: Path) -> None:
     theirs = _train(tmp_path, False, family)
-    ours = _train(tmp_path, True, family)
-    for key in ("loss", "eval_loss", "grad_norm"):
-        got, wanted = ([log[key] for log in run if key in log] for run in (ours, theirs))
-        assert len(got) >= 2
-        assert got == pytest.approx(wanted, rel=1e-4), key
+    runs = [_train(tmp_path, True, family)]
+    if family != "mixtral":  # whose auxiliary loss a compute_loss_func would have to add
+        runs.append(_train(tmp_path, False, family, compute_loss_func))
+    for ours in runs:
+        for key in ("loss", "eval_loss", "grad_norm"):
+            got, wanted = ([log[key] for log in run if key in log] for run in (ours, theirs))
+            assert len(got) >= 2
+            assert got == pytest.approx(wanted, rel=1e-4), key
     losses = [log["loss"] for log in theirs if "loss" in log]
     assert abs(losses[0] - losses[-1]) > 1e-3  # the model moved

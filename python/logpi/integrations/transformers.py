@@ -20,10 +20,10 @@ from logpi.core.backends import AUTO
 from logpi.core.support import Support
 from logpi.integrations._model_head import Head, HeadInput, causal_lm, facts, head_module, head_of
 from logpi.ops.linear_log_probs import linear_log_probs
-from logpi.ops.token_log_probs import TokenLogProbs
+from logpi.ops.token_log_probs import TokenLogProbs, token_log_probs
 
 _IGNORED = -100  # the label of a token that carries no loss
-__all__ = ["Head", "head_of", "log_probs", "use_logpi"]
+__all__ = ["Head", "compute_loss_func", "head_of", "log_probs", "use_logpi"]
 
 
 def log_probs(
@@ -182,6 +182,33 @@ def use_logpi(
         "backend": backend,
     }
     return _WithoutLogits(causal_lm(model), training_only, options)
+
+
+def compute_loss_func(
+    outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None
+) -> Tensor:
+    """The stock next-token loss, for `Trainer(compute_loss_func=compute_loss_func)`.
+
+    A Trainer calls it after a forward without labels, whose logits are made by then: it saves their
+    float32 copies, not themselves. `use_logpi` saves both; where it cannot be entered (a model with
+    a loss of its own), this serves.
+
+    Args:
+        outputs: with `logits [B, T, V]` of any float dtype. Gradient flows.
+        labels: `[B, T]`, shifted here; -100 is left out.
+        num_items_in_batch: what the sum is divided by; None: the labels that count.
+
+    Returns:
+        0-d float32; NaN where no label counts and nobody said what to divide by, as stock.
+
+    Memory: one gradient like the logits.
+    """
+    logits, targets = outputs["logits"][:, :-1], labels[:, 1:].to(outputs["logits"].device)
+    mask = targets != _IGNORED
+    scored = token_log_probs(logits, targets.where(mask, 0), loss_mask=mask)
+    return -scored.log_probs.sum() / (
+        mask.sum() if num_items_in_batch is None else num_items_in_batch
+    )
 
 
 class _WithoutLogits(AbstractContextManager[None]):
