@@ -168,21 +168,30 @@ class _Products(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.count = 0
+        self.operations = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm)
+        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm):
+            a, b = args[-2:]
+            self.count += 1
+            self.operations += 2 * a.shape[0] * a.shape[1] * b.shape[1]
         return func(*args, **(kwargs or {}))
 
 
-def products(p: Problem, frozen: tuple[str, ...], backend: str, **options: Any) -> int:
+def products(p: Problem, frozen: tuple[str, ...], backend: str, **options: Any) -> _Products:
     p = {k: v.clone().requires_grad_(k in LEAVES and k not in frozen) for k, v in p.items()}
     p.pop("ref_log_probs")
-    p["advantages"] = torch.ones(B, T)
     with _Products() as counted:
         loss = linear_policy_loss(**p, backend=backend, **options).loss
         if loss.requires_grad:
             loss.backward()
-    return counted.count
+    return counted
+
+
+def all_active() -> Problem:
+    """39 rows, all of which take part in everything."""
+    p = problem()
+    return p | {"loss_mask": torch.ones(B, T, dtype=torch.bool), "advantages": torch.ones(B, T)}
 
 
 @pytest.mark.parametrize(
@@ -191,15 +200,25 @@ def products(p: Problem, frozen: tuple[str, ...], backend: str, **options: Any) 
     ids=str,
 )
 def test_products_of_one_chunk(kernel_row: Row, frozen: tuple[str, ...], expected: int) -> None:
-    assert products(problem(), frozen, kernel_row.backend) == expected
+    assert products(all_active(), frozen, kernel_row.backend).count == expected
 
 
 def test_products_of_three_chunks(kernel_row: Row) -> None:
     """The logits of a chunk come in 8 tiles, as in a workspace of that size they do everywhere; its
     gradients are two products."""
-    p = problem()
-    p["loss_mask"] = torch.ones(B, T, dtype=torch.bool)  # 39 rows
-    assert products(p, (), kernel_row.backend, workspace_bytes=16 * ROW_BYTES) == 3 * (8 + 2)
+    counted = products(all_active(), (), kernel_row.backend, workspace_bytes=16 * ROW_BYTES)
+    assert counted.count == 3 * (8 + 2)
+
+
+def test_rows_of_advantage_zero_cost_one_product(kernel_row: Row) -> None:
+    p = all_active()
+    p["advantages"][1:] = 0.0
+    p["loss_mask"][2, 3:] = False
+    counted = products(p, (), kernel_row.backend)
+    # 13 rows with a gradient and 16 without; logits are made in blocks of 16 rows
+    assert counted.operations == 2 * V * D * (16 + 13 + 13 + 16)
+    counted = products(p, (), kernel_row.backend, entropy_coef=0.1)
+    assert counted.operations == 2 * V * D * (32 + 29 + 29)
 
 
 def largest(p: Problem, backend: str, **options: Any) -> list[int]:
