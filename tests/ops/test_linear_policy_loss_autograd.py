@@ -10,8 +10,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from logpi import linear_policy_loss
+from logpi.core.active_rows import ActiveRows
 from logpi.objectives import CISPO, KL, TokenObjective
-from logpi.testing import allocations, assert_all_within_budget, assert_within_budget
+from logpi.ops.linear_log_probs import _tiles
+from logpi.ops.linear_policy_loss import _chunks
+from logpi.testing import allocations, assert_all_within_budget, assert_within_budget, nan_empty
 from policy_problems import (
     LEAVES,
     OBJECTIVES,
@@ -249,3 +252,44 @@ def test_memory_without_grad_mode(kernel_row: Row) -> None:
     with torch.no_grad(), allocations() as sizes:
         linear_policy_loss(**p, backend=kernel_row.backend, workspace_bytes=16 * ROW_BYTES)
     assert max(sizes) <= 16 * ROW_BYTES
+
+
+class _CountedLate(ActiveRows):
+    """Rows as on a GPU: all of them, active ones first, until somebody waits for the count."""
+
+    waits = True
+
+    def __init__(self, mask: Tensor, num_rows: int) -> None:
+        super().__init__(None, num_rows)
+        self.index = mask.logical_not().argsort(stable=True)
+        self.mask, self.active = mask[self.index], int(mask.sum())
+
+    def count(self, settle: bool = False) -> int:
+        if settle and self.waits:
+            self._count = self.active
+        return self._count
+
+
+@pytest.mark.parametrize("waits", [True, False], ids=["counted", "captured"])
+@pytest.mark.parametrize("chunk", [3, 16, None])
+@pytest.mark.parametrize("rows", ["usual", "none", "worthless"])
+def test_rows_that_are_counted_late(
+    kernel_row: Row, rows: str, chunk: int | None, waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The order of a GPU, which nothing may make wait while a graph is captured."""
+    p = problem()
+    if rows == "none":
+        p["loss_mask"][:] = False
+    if rows == "worthless":
+        p["advantages"][:] = 0.0
+    room = None if chunk is None else chunk * ROW_BYTES
+    for options in ({}, {"kl": KL(0.1), "entropy_coef": 0.1}):
+        options = options | {"backend": kernel_row.backend, "workspace_bytes": room}
+        expected = evaluate(p, **options)
+        with monkeypatch.context() as patched, nan_empty():
+            patched.setattr(_CountedLate, "waits", waits)
+            for module in (_chunks, _tiles):
+                patched.setattr(module, "ActiveRows", _CountedLate)
+            ours = evaluate(p, **options)
+        for name, value in expected.items():
+            assert torch.allclose(ours[name], value, rtol=1e-5, atol=1e-7), name
