@@ -10,7 +10,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
-limits=(build 120 gpu_tests 160 memcheck 80 racecheck 80 initcheck 80 synccheck 80 bench 170)
+limits=(build 120 gpu_tests 160 memcheck 80 racecheck 80 initcheck 80 synccheck 80 bench 180)
 sanitizers="memcheck racecheck initcheck synccheck"  # run side by side
 
 work=$PWD/build/gpu_gate
@@ -73,16 +73,24 @@ synccheck() { sanitize synccheck cuda; }
 
 bench() {
   need build && need gpu_tests
-  local out=${OUT:-benchmarks/results} choice=(--dtype bfloat16 --tests-were-green --seconds 45) json
-  choice+=(--budget 1 --shapes qwen2.5/8k qwen2.5/64 llama3/16k openvla/4k)
+  local out=${OUT:-benchmarks/results} choice=(--dtype bfloat16 --tests-were-green --budget 1)
+  local logits=(--seconds 45 --shapes qwen2.5/8k qwen2.5/64 llama3/16k openvla/4k)
+  local linear=(--seconds 10 --shapes qwen3-8b/8k qwen2.5-3b/4k)
   if [ -z "$gpu" ]; then  # only whether it runs
     out=${OUT:-$work/results}
-    choice=(--dtype bfloat16 --no-tests --budget 0.2 --shapes 16x4096 call)
+    choice=(--dtype bfloat16 --no-tests --budget 0.2)
+    logits=(--shapes 16x4096 call) linear=(--shapes 16x64x4096)
   fi
-  "$PYTHON" benchmarks/run.py token_log_probs "${choice[@]}" --out "$out" | tee "$work/bench.out" ||
-    return
+  choice+=(--out "$out")
+  measure token_log_probs "${choice[@]}" "${logits[@]}" &&
+    measure linear_log_probs "${choice[@]}" "${linear[@]}"
+}
+
+measure() {  # OP ARG..
+  local json
+  "$PYTHON" benchmarks/run.py "$@" | tee "$work/bench.out" || return
   json=$(grep '\.json$' "$work/bench.out")
-  PYTHONPATH=$PWD:$site "$PYTHON" -m benchmarks.report "$json" >"$work/summary" || return
+  PYTHONPATH=$PWD:$site "$PYTHON" -m benchmarks.report "$json" >>"$work/summary" || return
   echo "$json"
 }
 
@@ -110,7 +118,7 @@ limit_of() {
   done
 }
 
-export -f skip need_gpu need build gpu_tests sanitize $sanitizers bench
+export -f skip need_gpu need build gpu_tests sanitize $sanitizers bench measure
 phases=("$@")
 [ $# -gt 0 ] || for ((at = 0; at < ${#limits[@]}; at += 2)); do phases+=("${limits[at]}"); done
 for phase in "${phases[@]}"; do

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,12 +27,16 @@ class Provider:
 
     Attributes:
         stages: pass to function; each takes what the one before returned (the first None).
-        role: "ours", "peer", or "reference" (a plain read or copy of the same bytes).
+        role: "ours", "peer", or "reference" (a read or copy of the same bytes; bare products).
         computes: what the result holds, for the table.
         prepare: run before every call, outside the clock.
         calls: how many calls one stage makes; times are divided by it.
         compiles: the first call compiles, and is no measure of cost or memory.
         refusal: why it cannot run, when that is known beforehand.
+        beside: others of its group whose time the table divides its own by.
+        returns: bytes of what it must hand back; its peak memory is also told without them.
+        rounds: the fewest that will do; None: LEAST_ROUNDS says, by what a call costs.
+        asks: what the case that made it needs to judge its result.
     """
 
     name: str
@@ -43,6 +47,10 @@ class Provider:
     calls: int = 1
     compiles: bool = False
     refusal: str | None = None
+    beside: tuple[str, ...] = ()
+    returns: int | None = None
+    rounds: int | None = None
+    asks: Any = None
 
 
 @dataclass(frozen=True)
@@ -77,7 +85,7 @@ def alternate(
 ) -> list[Record]:
     """Rehearses every provider once or twice, then lets them take turns.
 
-    Each gets an equal share of `budget_s` and no fewer than LEAST_ROUNDS; who is slow sits rounds
+    Each gets an equal share of `budget_s` and no fewer rounds than it needs; who is slow sits some
     out, its own spread evenly over the run. The order rotates: nobody always follows the same one.
     """
     records = [Record(p, refusal=p.refusal) for p in providers]
@@ -91,6 +99,7 @@ def alternate(
     for record in runners:
         seconds = record.cost_ns / 1e9
         least = next((least for bound, least in LEAST_ROUNDS if seconds < bound), 1)
+        least = least if record.provider.rounds is None else record.provider.rounds
         wanted.append(min(max_rounds, max(least, int(share_ns / record.cost_ns))))
     rounds = max(wanted)
     # Powers of two, so that any two meet in all the rounds of whoever has fewer.
@@ -172,13 +181,22 @@ def spread(times: dict[int, float]) -> tuple[float, float, float]:
     return cuts[1], statistics.median(values), cuts[7]
 
 
-def rows(records: Sequence[Record], input_bytes: int, **case: Any) -> list[dict[str, Any]]:
-    """The records as table rows, each compared with ours (the first of our rows that ran)."""
+def rows(
+    records: Sequence[Record],
+    input_bytes: int,
+    bytes_moved: Mapping[str, int] = MOVED,
+    **case: Any,
+) -> list[dict[str, Any]]:
+    """The records as table rows, each compared with ours (the first of our rows that ran).
+
+    `bytes_moved` is empty for an op bound by its products: bytes a second say nothing of it.
+    """
     ran = [record for record in records if record.refusal is None]
     ours = next((record for record in ran if record.provider.role == "ours"), None)
     roofs = {
         name: next((r.times[name] for r in ran if name in r.times), {}) for name in ("read", "copy")
     }
+    seen_of = {record.provider.name: record.times for record in ran}
     out = []
     for record in records:
         provider = record.provider
@@ -193,19 +211,23 @@ def rows(records: Sequence[Record], input_bytes: int, **case: Any) -> list[dict[
             whole = TOTAL if set(provider.stages) == {"forward", "backward"} else None
             passes = {name: {} for name in ([whole] if whole else provider.stages)}
         for name, times in passes.items():
-            moved = MOVED.get(name)
+            moved = bytes_moved.get(name)
             p20, p50, p80 = spread(times) if times else (None, None, None)
             against = ours.times.get(name) if ours and times else None
             of = {
                 f"of_{roof}": _scaled(paired_ratio(seen, times), moved, MOVED[roof])
                 for roof, seen in roofs.items()
             }
+            others = {other: seen_of.get(other, {}).get(name, {}) for other in provider.beside}
             last = name == (TOTAL if TOTAL in passes else list(passes)[-1])
+            peak = record.peak_bytes if last and provider.calls == 1 else None
+            beyond = None if peak is None or provider.returns is None else peak - provider.returns
             out.append(
                 {**row, "pass": name, "rounds": len(times), "p20_us": _us(p20), "us": _us(p50)}
                 | {"p80_us": _us(p80), "ratio": paired_ratio(times, against) if against else None}
                 | {"gb_s": moved * input_bytes / p50 if moved and p50 else None, **of}
-                | {"peak_bytes": record.peak_bytes if last and provider.calls == 1 else None}
+                | {"beside": {other: paired_ratio(times, seen) for other, seen in others.items()}}
+                | {"peak_bytes": peak, "beyond_bytes": None if beyond is None else max(0, beyond)}
                 | {"max_error": record.max_error if last else None}
             )
     return out

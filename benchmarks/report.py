@@ -10,15 +10,17 @@ from typing import Any
 
 Row = dict[str, Any]
 HEADERS = (
-    "provider", "time", "p20 - p80 (rounds)", "x ours", "GB/s", "of read", "of copy",
-    "peak / input", "max error",
+    "provider", "time", "p20 - p80 (rounds)", "x ours", "beside", "GB/s", "of read", "of copy",
+    "peak / input", "beyond results", "max error",
 )  # fmt: skip
 NOTES = (
     "Times are medians. *x ours*: median of the per-round ratios to the first row of ours; above 1 "
-    "is slower than ours. *of read*, *of copy*: bytes a second as a fraction of the plain read's "
+    "is slower than ours. *beside*: the same against the row named: the bare products, or another "
+    "way to call ours. *of read*, *of copy*: bytes a second as a fraction of the plain read's "
     "and the plain copy's, which took turns with everyone else, on the same buffer. "
-    "*peak / input*: memory above the input at its highest, gradient included. "
-    "*max error*: against float64, on {checked} rows: of log p and H, or of the gradient."
+    "*peak / input*: memory above the input at its highest, gradient included; *beyond results*: "
+    "without what is handed back. "
+    "*max error*: against float64, on {checked} rows: of log p and H, or of the gradients."
 )
 BUSY = 0.05  # above this share of CPU time elsewhere, times are the scheduler's
 UNITS = (("s", 1e6), ("ms", 1e3), ("µs", 1.0))
@@ -36,12 +38,26 @@ def cells(row: Row) -> tuple[str, ...]:
         f"{row['us'] / scale:.4g} {unit}",
         f"{row['p20_us'] / scale:.4g} - {row['p80_us'] / scale:.4g} ({row['rounds']})",
         _number(row["ratio"], "{:.2f}x"),
+        set_beside(row),
         _number(row["gb_s"], "{:.1f}"),
         _number(row["of_read"], "{:.0%}"),
         _number(row["of_copy"], "{:.0%}"),
         _number(row["peak_bytes"], "{:.2f}x", row["input_bytes"]) if row["rounds"] else "",
+        _number(row.get("beyond_bytes"), "{:.1f} MiB", 2**20) if row["rounds"] else "",
         _number(row["max_error"], "{:.1e}"),
     )
+
+
+def set_beside(row: Row) -> str:
+    """Its time as a multiple of those it was set beside."""
+    values = row.get("beside", {}).items()
+    return ", ".join(f"{value:.3g}x {name}" for name, value in values if value is not None)
+
+
+def _columns(members: list[Row]) -> list[int]:
+    """Which of HEADERS somebody fills."""
+    lines = [cells(row) for row in members]
+    return [at for at in range(len(HEADERS)) if at < 2 or any(line[at] for line in lines)]
 
 
 def sections(rows: list[Row]) -> Iterator[tuple[str, list[Row]]]:
@@ -52,13 +68,16 @@ def sections(rows: list[Row]) -> Iterator[tuple[str, list[Row]]]:
         groups.setdefault(key, []).append(row)
     for (model, shape, dtype, _, buffers), members in groups.items():
         roofs = [row for row in members if row["role"] == "reference"]
-        for name in dict.fromkeys(row["pass"] for row in members if row not in roofs):
+        passes = dict.fromkeys(row["pass"] for row in members if row not in roofs)
+        for name in passes:
             if name == "forward" and buffers:
                 continue  # the forward under a graph: in the JSON, and in the sum
             title = f"{model} {shape} {dtype}: {name}" + (
                 f", {buffers} gradient" if buffers else ""
             )
-            yield title, roofs + [row for row in members if row["pass"] == name]
+            # a roof of another kind stands everywhere, one of the same kind under its own pass
+            over = [roof for roof in roofs if roof["pass"] == name or roof["pass"] not in passes]
+            yield title, over + [r for r in members if r["pass"] == name and r not in roofs]
 
 
 def verdict(check: Row) -> tuple[str, ...]:
@@ -85,13 +104,15 @@ def show(result: Mapping[str, Any]) -> None:
     console = Console(width=None if Console().is_terminal else 160)
     for title, members in sections(result["rows"]):
         table = Table(title=title, title_justify="left", box=box.SIMPLE, title_style="bold")
-        for header in HEADERS:
+        columns = _columns(members)
+        for header in (HEADERS[at] for at in columns):
             number = header not in HEADERS[:1]
             table.add_column(header, justify="right" if number else "left", no_wrap=not number)
         refused = [row for row in members if row["refusal"] is not None]
         for row in members:
             if row["refusal"] is None:
-                table.add_row(*cells(row), style="bold" if row["role"] == "ours" else None)
+                filled = (cells(row)[at] for at in columns)
+                table.add_row(*filled, style="bold" if row["role"] == "ours" else None)
         console.print(table)
         for row in refused:
             console.print(f"    {': '.join(cells(row)[:2])}", markup=False, highlight=False)
@@ -113,7 +134,9 @@ def markdown(result: Mapping[str, Any]) -> str:
     lines += _grid(("where", "number", "value", "target", "verdict", "beside"),
                    [verdict(check) for check in result["acceptance"]])  # fmt: skip
     for title, members in sections(result["rows"]):
-        lines += ["", f"## {title}", "", *_grid(HEADERS, [cells(row) for row in members])]
+        columns = _columns(members)
+        body = [tuple(cells(row)[at] for at in columns) for row in members]
+        lines += ["", f"## {title}", "", *_grid(tuple(HEADERS[at] for at in columns), body)]
     return "\n".join(lines) + "\n"
 
 
@@ -136,7 +159,7 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    timed = [row for row in result["rows"] if row["gb_s"]]
+    timed = [row for row in result["rows"] if row["us"] and not row["pass"].startswith("call")]
     if not timed:
         return
     most = max(row["input_bytes"] for row in timed)
@@ -175,7 +198,7 @@ def _bars(axis: Any, title: str, bars: list[Row]) -> None:
 
 
 def summary(result: Mapping[str, Any]) -> str:
-    """A line a pass: our first row beside the device's copy and the best peer; then the targets."""
+    """A line a pass: our first row beside its roof and the best peer; then the targets."""
     lines = [f"{result['op']} on {result['device']}, tests {result['tests']}"]
     for title, members in sections(result["rows"]):
         ran = [row for row in members if row["refusal"] is None and row["role"] != "reference"]
@@ -184,9 +207,9 @@ def summary(result: Mapping[str, Any]) -> str:
             continue
         peers = [row for row in ran if row["role"] == "peer" and row["ratio"] is not None]
         best = min(peers, key=lambda row: row["ratio"], default=None)
-        beside = f"{best['ratio']:.2f}x {best['provider']}" if best else "no peer ran"
-        of_copy = _number(ours["of_copy"], "{:.0%} of copy")
-        cells_ = (title, ours["provider"], cells(ours)[1], of_copy, beside)
+        against = f"{best['ratio']:.2f}x {best['provider']}" if best else "no peer ran"
+        roof = _number(ours["of_copy"], "{:.0%} of copy") or set_beside(ours)
+        cells_ = (title, ours["provider"], cells(ours)[1], roof, against)
         lines.append("{:<50.50} {:<18.18} {:>9} {:>12}  {}".format(*cells_))
     measured = [check for check in result["acceptance"] if check["met"] is not None]
     for where, label, value, bound, word, beside in map(verdict, measured):

@@ -28,18 +28,20 @@ from benchmarks import report
 from benchmarks.devices import OtherLoad, device_of, gpu_state, huge_pages, slug
 from benchmarks.harness import Provider, alternate, rows
 from benchmarks.ops._logits import CHECKED_ROWS
-from benchmarks.shapes import QUICK, SHAPES, named
+from benchmarks.shapes import named
 
 ROOT = Path(__file__).resolve().parents[1]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-PACKAGES = ("logpi", "torch", "triton", "trl", "liger_kernel", "quack-kernels", "flash-attn")
+PACKAGES = ("logpi", "torch", "triton", "trl", "liger_kernel", "quack-kernels", "flash-attn",
+            "cut-cross-entropy")  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:
     args = _arguments(argv)
     kind = torch.device(args.device).type
-    names = args.shapes or (QUICK[kind] if args.quick else [shape.name for shape in SHAPES[kind]])
-    shapes = [named(name) for name in names]
+    module = _module(args.op)
+    usual = module.QUICK[kind] if args.quick else [shape.name for shape in module.SHAPES[kind]]
+    shapes = [named(name, module.SHAPES) for name in args.shapes or usual]
     dtypes = args.dtype or ["float32", "bfloat16"]
     run_tests = not (args.no_tests or args.tests_were_green)
     if run_tests and not green(args.op, ROOT, kind):
@@ -79,7 +81,7 @@ def measure(
     seconds: float = math.inf,
 ) -> dict[str, Any]:
     """Every case of `op`, as the JSON holds it; after `seconds` no further one is begun."""
-    module = importlib.import_module(f"benchmarks.ops.{op}")
+    module = _module(op)
     found: list[dict[str, Any]] = []
     left_out: list[str] = []
     chosen, load, gpu, began = None, OtherLoad(), gpu_state(), time.monotonic()
@@ -91,7 +93,7 @@ def measure(
             if "torch._dynamo" in sys.modules:
                 torch._dynamo.reset()  # past 8 shapes dynamo would quietly run eager code
             case = module.Case(shape, DTYPES[dtype], device)
-            chosen = chosen or device_of(case.logits)
+            chosen = chosen or device_of(case.token_ids)
             for group in module.groups(case):
                 what = f"{shape.name} {dtype} {group.name} {group.buffers}"
                 started = time.monotonic()
@@ -108,7 +110,7 @@ def measure(
                 print(f"{time.monotonic() - started:.0f} s", file=sys.stderr)
                 labels = {"shape": str(shape), "model": shape.name, "dtype": dtype}
                 labels |= {"group": group.name, "buffers": group.buffers}
-                found += rows(records, case.nbytes, **labels)
+                found += rows(records, case.nbytes, case.moved, **labels)
             del case, group, records
             gc.collect()  # before the next one is allocated
             chosen.release()
@@ -125,6 +127,11 @@ def measure(
         ],
         "rows": found,
     }
+
+
+def _module(op: str) -> Any:
+    """The op's benchmark: `Case`, `groups`, `TARGETS`, and the `SHAPES` and `QUICK` it takes."""
+    return importlib.import_module(f"benchmarks.ops.{op}")
 
 
 def _expected(
@@ -184,7 +191,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     ops = sorted(p.stem for p in (Path(__file__).parent / "ops").glob("[a-z]*.py"))
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("op", choices=ops)
-    parser.add_argument("--shapes", nargs="+", help="names from shapes.py, or ROWSxVOCAB")
+    parser.add_argument("--shapes", nargs="+", help="names from shapes.py, or ROWSx[HIDDENx]VOCAB")
     parser.add_argument("--dtype", nargs="+", choices=DTYPES)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--quick", action="store_true", help="small shapes, under a minute")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-AT_MOST = ("memory", "us")  # metrics where less is better
+AT_MOST = ("memory", "us", "beside", "beyond_mib")  # metrics where less is better
 
 
 @dataclass(frozen=True)
@@ -15,12 +15,14 @@ class Target:
 
     Attributes:
         label: what the number is.
-        shape: "[rows, vocab]".
+        shape: as it prints: "[rows, vocab]", or "[rows, hidden, vocab]".
         where: (pass, buffers).
-        metric: "of_read", "of_copy", "ratio", "us", or "memory" (input and peak over input).
-        bound: the least it may be, or for "us" and "memory" the most.
+        metric: "of_read", "of_copy", "us", "memory" (input and peak over input), "beyond_mib" (the
+            peak without what is returned, MiB); "ratio" and "peak_ratio" (a peer's time and peak
+            over ours); "beside" (our time over that of a row of the group, a reference or ours).
+        bound: the least it may be, or for those in AT_MOST the most.
         dtype: one dtype; None: each that was measured.
-        against: for "ratio", the peers whose names start so; the strongest of them counts.
+        against: how the names of the others start; of several peers the strongest counts.
         ours: part of our row's name; "" takes the first that ran.
     """
 
@@ -57,12 +59,34 @@ class Target:
         ours = [r for r in ran if r["role"] == "ours" and self.ours in r["provider"]]
         if not ours:
             return None, ""
-        if self.metric == "ratio":
-            peers = [r for r in ran if r["role"] == "peer" and r["ratio"] is not None]
-            peers = [r for r in peers if r["provider"].startswith(self.against or "")]
-            best = min(peers, key=lambda r: r["ratio"], default=None)
-            return (best["ratio"], best["provider"]) if best else (None, "")
-        if self.metric == "memory":
-            peak = ours[0]["peak_bytes"]
-            return None if peak is None else 1 + peak / ours[0]["input_bytes"], ours[0]["provider"]
-        return ours[0][self.metric], ours[0]["provider"]
+        if self.metric in _OF_PEERS:
+            theirs = [r for r in ran if r["role"] == "peer"]
+            theirs = [r for r in theirs if r["provider"].startswith(self.against or "")]
+            values = [(_OF_PEERS[self.metric](r, ours[0]), r["provider"]) for r in theirs]
+            return min((v for v in values if v[0] is not None), default=(None, ""))
+        if self.metric == "beside":
+            beside = ours[0]["beside"].items()
+            value = next((v for name, v in beside if name.startswith(self.against or "")), None)
+            return value, ours[0]["provider"]
+        return _OF_OURS.get(self.metric, _field(self.metric))(ours[0]), ours[0]["provider"]
+
+
+def _field(name: str) -> Callable[..., float | None]:
+    return lambda row, _ours=None: row[name]
+
+
+def _peaks(peer: dict[str, Any], ours: dict[str, Any]) -> float | None:
+    both = peer["peak_bytes"], ours["peak_bytes"]
+    return None if None in both else both[0] / max(both[1], 1)
+
+
+def _memory(row: dict[str, Any]) -> float | None:
+    return None if row["peak_bytes"] is None else 1 + row["peak_bytes"] / row["input_bytes"]
+
+
+def _beyond(row: dict[str, Any]) -> float | None:
+    return None if row["beyond_bytes"] is None else row["beyond_bytes"] / 2**20
+
+
+_OF_PEERS = {"ratio": _field("ratio"), "peak_ratio": _peaks}
+_OF_OURS = {"memory": _memory, "beyond_mib": _beyond}

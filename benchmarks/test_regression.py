@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from logpi import token_log_probs
+from logpi import linear_log_probs, token_log_probs
 
 DTYPES = (torch.float32, torch.bfloat16)
 ROWS, VOCAB = 64, 32064
@@ -45,6 +45,34 @@ def test_backward(benchmark: Callable[..., object], dtype: torch.dtype, inplace:
         return torch.autograd.grad(out[:2], leaf, tuple(grads))[0]
 
     benchmark.pedantic(train, setup=restore, rounds=50, warmup_rounds=3)
+
+
+def _head(dtype: torch.dtype, size: int = 256) -> tuple[Tensor, Tensor, Tensor]:
+    random = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(n, size, generator=random) for n in (ROWS, VOCAB))
+    ids = torch.randint(VOCAB, (ROWS,), generator=random)
+    return hidden.to(dtype), (weight / 4).to(dtype), ids
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_linear_forward(benchmark: Callable[..., object], dtype: torch.dtype) -> None:
+    benchmark(linear_log_probs, *_head(dtype), return_entropy=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("retain_bytes", [0, 1 << 30], ids=["recompute", "retain"])
+def test_linear_training(
+    benchmark: Callable[..., object], dtype: torch.dtype, retain_bytes: int
+) -> None:
+    hidden, weight, ids = _head(dtype)
+    leaves = hidden.requires_grad_(), weight.requires_grad_()
+    grads = torch.randn(2, ROWS, generator=torch.Generator().manual_seed(1))
+
+    def train() -> tuple[Tensor, ...]:
+        out = linear_log_probs(*leaves, ids, return_entropy=True, retain_bytes=retain_bytes)
+        return torch.autograd.grad(out[:2], leaves, tuple(grads))
+
+    benchmark.pedantic(train, rounds=20, warmup_rounds=2)
 
 
 @pytest.mark.parametrize("grad", [False, True], ids=["no grad", "with grad"])

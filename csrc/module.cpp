@@ -8,6 +8,7 @@ namespace logpi {
 void bind_linear_log_probs(pybind11::module_& m);
 void bind_token_log_probs(pybind11::module_& m);
 #ifdef LOGPI_HAS_CUDA
+void bind_linear_log_probs_cuda(pybind11::module_& m);
 void bind_token_log_probs_cuda(pybind11::module_& m);
 #endif
 }  // namespace logpi
@@ -35,6 +36,7 @@ PYBIND11_MODULE(_C, m) {
   logpi::bind_linear_log_probs(m);
   logpi::bind_token_log_probs(m);
 #ifdef LOGPI_HAS_CUDA
+  logpi::bind_linear_log_probs_cuda(m);
   logpi::bind_token_log_probs_cuda(m);
 #endif
 }

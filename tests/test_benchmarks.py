@@ -20,7 +20,7 @@ from benchmarks.devices import Cpu, device_of, reads
 from benchmarks.harness import TOTAL, Provider, alternate, paired_ratio, rows, spread
 from benchmarks.ops import _peers as peers
 from benchmarks.ops import token_log_probs as op
-from benchmarks.shapes import QUICK, SHAPES, Shape, named
+from benchmarks.shapes import LINEAR_SHAPES, QUICK, SHAPES, Shape, named
 from benchmarks.targets import Target
 
 
@@ -103,6 +103,23 @@ def test_any_two_meet_in_all_the_rounds_of_whoever_has_fewer(clock: Clock) -> No
     least = (40, 30, 15, 15, 15, 5, 2, 1)
     assert [len(rounds) >= n for rounds, n in zip(seen, least, strict=True)] == [True] * len(costs)
     assert all(a >= b for a, b in itertools.pairwise(seen))
+
+
+def test_a_provider_may_say_how_few_rounds_will_do(clock: Clock) -> None:
+    few = Provider("few", {"forward": clock.takes("few", 1e8)}, rounds=1)
+    records = alternate([few, provider(clock, "many", 1e8)], clock, budget_s=0.0)
+    assert [len(record.times["forward"]) for record in records] == [1, 15]
+
+
+def test_a_row_tells_its_time_beside_those_it_names(clock: Clock) -> None:
+    floor = Provider("floor", {"forward": clock.takes("floor", 100.0, 200.0)}, "reference")
+    work = {"forward": clock.takes("ours", 150.0, 300.0)}
+    ours = Provider("ours", work, "ours", beside=("floor", "absent"), returns=3)
+    records = alternate([floor, ours], clock, budget_s=0.0)
+    row = rows(records, 1000, {})[1]
+    assert row["beside"] == {"floor": pytest.approx(1.5), "absent": None}
+    assert (row["peak_bytes"], row["beyond_bytes"], row["gb_s"]) == (7, 4, None)
+    assert report.set_beside(row) == "1.5x floor"
 
 
 def test_a_ratio_is_the_median_of_rounds_not_a_ratio_of_medians(clock: Clock) -> None:
@@ -259,7 +276,7 @@ def test_token_log_probs_end_to_end(
     case = {"shape", "model", "dtype", "group", "buffers", "pass", "provider", "role", "computes"}
     times = {"us", "p20_us", "p80_us", "rounds", "ratio", "gb_s", "of_read", "of_copy"}
     assert (loaded["gpu_state"], loaded["left_out"]) == (["", ""], [])
-    more = {"peak_bytes", "max_error", "input_bytes", "refusal"}
+    more = {"peak_bytes", "beyond_bytes", "beside", "max_error", "input_bytes", "refusal"}
     assert all(row.keys() == case | times | more for row in loaded["rows"])
     groups = {(row["group"], row["buffers"]) for row in loaded["rows"]}
     assert groups == {("forward", ""), ("training", "fresh"), ("training", "warm"), ("call", "")}
@@ -361,13 +378,14 @@ def test_trls_own_functions_give_the_same_numbers(form: str) -> None:
 
 def test_targets_judge_the_strongest_peer_and_say_when_nothing_was_measured() -> None:
     base = {"shape": "[1, 2]", "pass": "forward", "buffers": "", "dtype": "float32"}
+    base |= {"beside": {"4 GEMMs": 1.2, "logpi cpu": 0.5}, "beyond_bytes": 3 << 20}
     base |= {"refusal": None, "peak_bytes": 2, "input_bytes": 100, "us": 30.0, "of_read": 0.8}
     table = [
         {**base, "provider": "logpi cpu", "role": "ours", "ratio": 1.0},
-        {**base, "provider": "TRL a", "role": "peer", "ratio": 9.0},
-        {**base, "provider": "TRL b", "role": "peer", "ratio": 4.0},
+        {**base, "provider": "TRL a", "role": "peer", "ratio": 9.0, "peak_bytes": 4},
+        {**base, "provider": "TRL b", "role": "peer", "ratio": 4.0, "peak_bytes": 5},
         {**base, "provider": "TRL c", "role": "peer", "ratio": None, "refusal": "cannot"},
-        {**base, "provider": "torch", "role": "peer", "ratio": 0.5},
+        {**base, "provider": "torch", "role": "peer", "ratio": 0.5, "peak_bytes": 3},
     ]
 
     def verdict(metric: str, bound: float, against: str | None = None) -> tuple[Any, Any]:
@@ -378,6 +396,12 @@ def test_targets_judge_the_strongest_peer_and_say_when_nothing_was_measured() ->
     assert verdict("ratio", 5.0, "TRL") == (4.0, False)
     assert verdict("ratio", 4.0, "TRL") == (4.0, True)
     assert verdict("ratio", 1.0, "") == (0.5, False)
+    assert verdict("peak_ratio", 1.0, "") == (1.5, True)
+    assert verdict("peak_ratio", 1.0, "TRL") == (2.0, True)
+    assert verdict("beside", 1.10, "4 GEMMs") == (1.2, False)
+    assert verdict("beside", 0.55, "logpi") == (0.5, True)
+    assert verdict("beside", 0.55, "3 GEMMs") == (None, None)
+    assert verdict("beyond_mib", 2.0) == (3.0, False)
     assert verdict("memory", 1.02) == (pytest.approx(1.02), True)
     assert verdict("us", 12.0) == (30.0, False)
     assert verdict("of_read", 0.8) == (0.8, True)
@@ -415,6 +439,10 @@ def test_shapes_have_names() -> None:
     assert (named("3x5").rows, named("3x5").vocab) == (3, 5)
     with pytest.raises(ValueError, match="ROWSxVOCAB or one of call"):
         named("3x")
+    assert str(named("qwen2.5-3b/512", LINEAR_SHAPES)) == "[512, 2048, 151936]"
+    assert str(named("3x4x5", LINEAR_SHAPES)) == "[3, 4, 5]"
+    with pytest.raises(ValueError, match="ROWSxHIDDENxVOCAB or one of memory"):
+        named("3x5", LINEAR_SHAPES)
 
 
 def test_other_load_is_a_share(monkeypatch: pytest.MonkeyPatch) -> None:

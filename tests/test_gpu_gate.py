@@ -42,8 +42,9 @@ def test_without_a_gpu_it_runs_to_its_end(tmp_path: Path) -> None:
         assert table.pop(phase) == ("skipped", NO_GPU)
     assert table.pop("bench")[0] == "ran"
     assert not table
-    endings = {path.suffix for path in tmp_path.glob("*/token_log_probs.*")}
-    assert endings == {".json", ".md", ".png"}
+    for op in ("token_log_probs", "linear_log_probs"):
+        endings = {path.suffix for path in tmp_path.glob(f"*/{op}.*")}
+        assert endings == {".json", ".md", ".png"}
     assert NO_GPU in (tmp_path / "gpu_gate.txt").read_text()
     assert "logpi cpu" in output
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.devices import device_of, reads
-from benchmarks.harness import Provider, fastest
+from benchmarks.harness import MOVED, Provider, fastest
 from benchmarks.shapes import Shape
 
 CHECKED_ROWS = 16
@@ -19,6 +19,8 @@ class LogitsCase:
 
     `scratch` is as large as the logits and warm: what copies and warm gradients are written into.
     """
+
+    moved = MOVED
 
     def __init__(self, shape: Shape, dtype: torch.dtype, device: str, seed: int = 0) -> None:
         random = torch.Generator().manual_seed(seed)

@@ -17,11 +17,12 @@ from benchmarks.harness import REPLAY, TOTAL, Group, Provider
 from benchmarks.ops import _peers as peers
 from benchmarks.ops._graphs import captured
 from benchmarks.ops._logits import LogitsCase as Case
+from benchmarks.shapes import QUICK, SHAPES
 from benchmarks.targets import Target
 from logpi import token_log_probs
-from logpi.ops.token_log_probs.op import BACKENDS, Call, _check
+from logpi.ops.token_log_probs.op import BACKENDS, Call, check_call
 
-__all__ = ["TARGETS", "Case", "groups"]
+__all__ = ["QUICK", "SHAPES", "TARGETS", "Case", "groups"]
 
 BOTH, ONE = "log p, H", "log p"
 CALLS = 200  # per batch, where the call itself is timed
@@ -194,7 +195,7 @@ def _fused(case: Case, row: Any) -> Provider:
 
 def _call(case: Case) -> Call:
     wants = (True, False, False, False, False)  # the entropy alone
-    return _check(case.logits, case.token_ids, 1.0, None, None, None, None, 1.0, wants, False)
+    return check_call(case.logits, case.token_ids, 1.0, None, None, None, None, 1.0, wants, False)
 
 
 def _calls(case: Case, form: Form) -> Provider:

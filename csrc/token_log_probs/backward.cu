@@ -46,8 +46,8 @@ __global__ void __launch_bounds__(kThreads, kSoftcap ? 2 : 3)
     token_log_probs_backward_tiles(TokenLogProbsBackward p, int64_t tiles) {
   float* const values = dynamic_shared<float>();
   for (int64_t tile = blockIdx.x; tile < p.num_rows * tiles; tile += gridDim.x) {
-    const int64_t n = tile / tiles, from = tile % tiles * kTile<T>;
-    const int64_t to = min(from + kTile<T>, p.row_length);
+    const int64_t n = tile / tiles, from = p.first_column + tile % tiles * kTile<T>;
+    const int64_t to = min(from + kTile<T>, p.first_column + p.row_length);
     T* const out = (T*)p.grad_logits + p.grad_rows.offset(n);
     const Upstream up(p, p.grad_log_probs, p.grad_entropy, n);
     if ((p.loss_mask && !p.loss_mask[n]) || !up.flows) {  // nothing flows: read nothing

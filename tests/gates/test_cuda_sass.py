@@ -31,8 +31,11 @@ SOURCES = sorted((ROOT / "csrc").glob("*/*.cu"))
 SHIPPED = {"sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "compute_120"}
 
 # Every kernel of csrc/, by a pattern of its instances, the first that fits: what each must keep to.
-# 80 registers are three blocks of 256 threads on a multiprocessor; a softcap works in double.
+# 80 registers are three blocks of 256 threads on a multiprocessor, 64 four; a softcap works in
+# double.
 KERNELS: dict[str, Expect] = {
+    "linear_log_probs_fold_rows<*, false>": Expect(64),
+    "linear_log_probs_fold_rows<*, true>": Expect(128),
     "token_log_probs_rows<*, false>": Expect(80),
     "token_log_probs_rows<*, true>": Expect(128),
     "token_log_probs_segments<*, false>": Expect(80),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 from aot import TARGETS, Compiled, compiled
 
+from logpi.ops.linear_log_probs import _triton_kernels as tile
+from logpi.ops.linear_log_probs._triton import SMALLER
 from logpi.ops.token_log_probs import _triton_backward as backward
 from logpi.ops.token_log_probs import _triton_kernels as forward
 from logpi.ops.token_log_probs._triton import TILES
@@ -30,6 +33,8 @@ COMMON = {
     "top1": None,
     "mean_logit": None,
     "partial": None,
+    "state": "*fp64",
+    "targets": "*fp64",
     "BLOCK": TILES.block,
     "IDS": 1,
     "DIMS": 1,
@@ -38,6 +43,9 @@ COMMON = {
     "GRAD_ALIGNED": True,
     "WHOLE": True,
     "CAP": False,
+    "COLLISION": False,
+    "MEAN_LOGIT": False,
+    "TOP1": False,
 }
 KEEP = {"keep_indptr": "*i64", "keep_indices": "*i32", "WHOLE": False}
 EVERYTHING = {
@@ -49,7 +57,11 @@ EVERYTHING = {
     "CAP": True,
     "DIMS": 4,
     "IDS": 8,
+    "COLLISION": True,
+    "MEAN_LOGIT": True,
+    "TOP1": True,
 }
+FOLD = {"BLOCK": TILES.block // SMALLER}
 # name: kernel, arguments, most registers (65536 / 256 threads / programs a multiprocessor)
 VARIANTS: dict[str, tuple[Any, dict[str, Any], int]] = {
     "forward": (forward.forward_kernel, {}, 128),
@@ -62,8 +74,14 @@ VARIANTS: dict[str, tuple[Any, dict[str, Any], int]] = {
     "backward, softcap": (backward.backward_kernel, {"CAP": True}, 80),
     "backward, kept ids": (backward.kept_backward_kernel, KEEP, 255),
     "scatter": (backward.scatter_kernel, KEEP, 64),
+    "fold": (tile.fold_kernel, FOLD, 128),
+    "fold, softcap": (tile.fold_kernel, FOLD | {"CAP": True}, 128),
+    "fold, everything": (tile.fold_kernel, EVERYTHING | FOLD, 255),
 }
-EVERY_DTYPE = ("forward", "backward")
+THREADS = {"combine": 1} | {
+    name: TILES.threads // SMALLER for name in VARIANTS if name.startswith("fold")
+}
+EVERY_DTYPE = ("forward", "backward", "fold")
 CASES = [
     (name, dtype, target)
     for name in VARIANTS
@@ -76,7 +94,7 @@ def build(name: str, dtype: str, target: str) -> Compiled:
     kernel, changes, _ = VARIANTS[name]
     known = COMMON | {"logits": f"*{dtype}", "grad": f"*{dtype}"} | changes
     arguments = {p.name: known.get(p.name, p.annotation_type or "*fp32") for p in kernel.params}
-    return compiled(kernel, arguments, target, 1 if name == "combine" else TILES.threads)
+    return compiled(kernel, arguments, target, THREADS.get(name, TILES.threads))
 
 
 def wide(made: Compiled, what: str) -> int:
@@ -117,3 +135,16 @@ def test_unaligned_rows_have_no_wide_loads() -> None:
     known = COMMON | {"logits": "*bf16", "ALIGNED": False}
     arguments = {p.name: known.get(p.name, p.annotation_type or "*fp32") for p in kernel.params}
     assert wide(compiled(kernel, arguments, "sm_90", TILES.threads), "load") == 0
+
+
+@pytest.mark.parametrize("name", ["fold", "fold, everything"])
+def test_state_is_read_before_the_barriers_and_written_behind_them(name: str) -> None:
+    """One thread overwrites what all threads read."""
+    code = build(name, "bf16", "sm_90").assembly
+    reads, barriers, writes = (
+        [found.start() for found in re.finditer(pattern, code)]
+        for pattern in (r"\bLDG\.E\.64\b", r"\bBAR\.SYNC", r"\bSTG\.E")
+    )
+    fields = 3 if name == "fold" else 6
+    assert sum(at < barriers[0] for at in reads) >= fields
+    assert barriers[-1] < writes[0]

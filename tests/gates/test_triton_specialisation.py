@@ -16,8 +16,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
+from logpi.ops.linear_log_probs import _triton as _tiles
+from logpi.ops.linear_log_probs import _triton_kernels as _tile_kernels
+from logpi.ops.linear_log_probs._finish import new_state
 from logpi.ops.token_log_probs import _triton, _triton_backward, _triton_kernels
-from logpi.ops.token_log_probs.op import check_call
+from logpi.ops.token_log_probs.op import Call, check_call
 
 
 @pytest.fixture
@@ -39,14 +42,30 @@ def keys(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
     return found
 
 
-def run(num_rows: int, columns: int, **options) -> None:
-    logits = torch.randn(num_rows, columns + 8)[:, :columns]
-    ids = torch.zeros(num_rows, dtype=torch.int64)
+def check(logits: torch.Tensor, **options) -> Call:
+    ids = torch.zeros(len(logits), dtype=torch.int64)
     arguments = {"temperature": 1.0, "support": None, "vocab_size": None, "loss_mask": None}
     arguments |= {"softcap": None, "logit_scale": 1.0} | options
-    call = check_call(logits, ids, *arguments.values(), (True,) * 5, False)
+    return check_call(logits, ids, *arguments.values(), (True,) * 5, False)
+
+
+def run(num_rows: int, columns: int, **options) -> None:
+    call = check(torch.randn(num_rows, columns + 8)[:, :columns], **options)
     out, stats = _triton.forward(call, True)
     _triton.backward(call, out.log_probs, stats, torch.ones(num_rows), torch.ones(num_rows))
+
+
+def run_tile(num_rows: int, begin: int, width: int, **options) -> None:
+    call = check(torch.empty(1).expand(num_rows, begin + width), **options)._replace(
+        logits=torch.randn(num_rows, width),
+        support_begin=begin,
+        support_end=begin + width,
+        first_column=begin,
+        inplace_backward=True,
+    )
+    _tiles.fold(call, *new_state(call))
+    ones = torch.ones(num_rows)
+    _tiles.backward(call, ones, torch.ones(num_rows, 3), ones, ones)
 
 
 def test_ten_lengths_compile_once(keys: dict[str, set[str]]) -> None:
@@ -58,17 +77,30 @@ def test_ten_lengths_compile_once(keys: dict[str, set[str]]) -> None:
     }
 
 
+def test_ten_tiles_compile_once(keys: dict[str, set[str]]) -> None:
+    for step, length in enumerate((1, 2, 7, 16, 17, 64, 100, 255, 1000, 4096)):
+        run_tile(length, 5 * step, 32 + 16 * step, temperature=1.0 / (1 + step))
+    assert {name: len(found) for name, found in keys.items()} == {
+        "fold_kernel": 1,
+        "backward_kernel": 1,
+    }
+
+
 def test_an_option_is_another_kernel(keys: dict[str, set[str]]) -> None:
     """The count above can rise."""
     run(4, 32)
     run(4, 32, softcap=3.0)
     run(4, 33)  # rows that begin anywhere are loaded in other steps
     assert len(keys["forward_kernel"]) == 3
+    run_tile(4, 0, 32)
+    run_tile(4, 0, 32, softcap=3.0)
+    run_tile(4, 0, 33)
+    assert len(keys["fold_kernel"]) == 3
 
 
 def test_kernels_are_jitted_without_specialisation() -> None:
-    kernels = inspect.getmembers(_triton_kernels) + inspect.getmembers(_triton_backward)
-    for name, kernel in kernels:
-        if name.endswith("_kernel"):
-            for parameter in kernel.params:
-                assert parameter.is_constexpr or parameter.do_not_specialize, parameter.name
+    for module in (_triton_kernels, _triton_backward, _tile_kernels):
+        for name, kernel in inspect.getmembers(module):
+            if name.endswith("_kernel"):
+                for parameter in kernel.params:
+                    assert parameter.is_constexpr or parameter.do_not_specialize, parameter.name

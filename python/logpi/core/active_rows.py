@@ -17,7 +17,7 @@ class ActiveRows:
     Attributes:
         num_rows: N, with those that take no part.
         index: `[count]` on a CPU; `[N]` on a GPU, active rows first. None: every row, as it lies.
-        mask: `[N]` bool in the order of `index`, or None where all rows that `index` names are active.
+        mask: `[N]` bool in the order of `index`, or None where all that `index` names are active.
     """
 
     def __init__(self, mask: Tensor | None, num_rows: int) -> None:
@@ -39,7 +39,7 @@ class ActiveRows:
             return
         host = torch.empty((), dtype=torch.int64, pin_memory=True)
         host.copy_(mask.sum(), non_blocking=True)
-        event = torch.cuda.Event()
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record(torch.cuda.current_stream(mask.device))
         self._pending = host, event
 
@@ -49,7 +49,7 @@ class ActiveRows:
             host, event = self._pending
             if settle:
                 event.synchronize()
-            if event.query():
+            if event.query():  # type: ignore[no-untyped-call]
                 self._count, self._pending = int(host), None
         return self._count
 

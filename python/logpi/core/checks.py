@@ -71,13 +71,13 @@ def whole(name: str, value: Any) -> None:
     if hasattr(value, "full_tensor"):  # DTensor: FSDP2, tensor parallelism
         raise TypeError(
             f"{name}: expected a whole tensor, got a DTensor sharded as {value.placements}; pass "
-            f"{name}.full_tensor(), which gathers it (and its gradient back); or, where its rows "
+            f"{name}.full_tensor(), which gathers it (for data-parallel ranks with "
+            'grad_placements=[Partial("avg")], lest each keep its own gradient); or, where rows '
             f"are spread over the vocabulary, {name}.to_local() with process_group= and "
             "vocab_start=, which linear_log_probs takes"
         )
-    if hasattr(value, "ds_id"):  # DeepSpeed ZeRO-3: empty outside its gather
+    if hasattr(value, "ds_id"):  # ZeRO-3: empty outside its gather
         raise TypeError(
-            f"{name}: expected a whole tensor, got a DeepSpeed ZeRO-3 parameter, whose values are "
-            "elsewhere; use ZeRO-2 or FSDP2, or pass a copy made inside "
-            "deepspeed.zero.GatheredParameters"
+            f"{name}: expected a whole tensor, got a ZeRO-3 parameter, whose values are on other "
+            "ranks; use ZeRO-2 or FSDP2, or pass a copy made inside GatheredParameters"
         )

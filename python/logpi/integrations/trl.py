@@ -1,7 +1,7 @@
 """TRL's per-token log-probs and entropies, computed by logpi.
 
 SFT, DPO, KTO, GRPO and RLOO trainers of TRL all score tokens through one function of its fused
-LM head. `use_logpi` puts `token_log_probs` in its place for the length of a `with` block.
+LM head. `use_logpi` puts `linear_log_probs` in its place for the length of a `with` block.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from logpi.core.backends import AUTO
-from logpi.ops.token_log_probs import token_log_probs
+from logpi.ops.linear_log_probs import linear_log_probs
 
 _SERVED = ">=1.15,<1.17"  # the versions the tests ran against
 _HOOK = "_ChunkedLogProbFunction"  # of trl.trainer.utils, looked up at every call of the head
@@ -34,7 +34,7 @@ _OPTIONAL_OUTPUTS = ("entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
 
 
 def use_logpi(*, backend: str = AUTO) -> AbstractContextManager[LogProbHead]:
-    """While it is entered, TRL's trainers take log-probs and entropies from `token_log_probs`.
+    """While it is entered, TRL's trainers take log-probs and entropies from `linear_log_probs`.
 
         with use_logpi() as head:
             trainer.train()
@@ -45,7 +45,7 @@ def use_logpi(*, backend: str = AUTO) -> AbstractContextManager[LogProbHead]:
     or inside the block. TRL 1.15, which trains on GPUs only, then trains on a CPU as well.
 
     Args:
-        backend: `"auto"`, or the name of a row of `token_log_probs`. A named row serves or
+        backend: `"auto"`, or the name of a row of `linear_log_probs`. A named row serves or
             raises; it never falls back.
 
     Returns:
@@ -57,7 +57,7 @@ def use_logpi(*, backend: str = AUTO) -> AbstractContextManager[LogProbHead]:
             missing or takes other arguments, or this context twice; on exit, something else in
             the place it took. Nothing is replaced then.
 
-    Memory: the logits of a call, `[N, V]`, from its forward to its backward.
+    Memory: that of `linear_log_probs`; logits are never whole.
     Source: TRL 1.16, trl/kernels/chunked_logprob.py. Differs: bf16 logits are rounded once, bias
         included; float64 stays float64; a target outside the vocabulary raises on a CPU;
         logit_scale <= 0 and softcap 0 raise; DeepSpeed ZeRO-3 is refused.
@@ -95,17 +95,13 @@ class LogProbHead:
         TRL's tiles, has nothing to set here.
         """
         self.calls += 1
-        if hasattr(weight, "ds_id"):  # its shards are gathered for the forward alone
-            raise NotImplementedError(
-                "logpi.integrations.trl does not serve DeepSpeed ZeRO-3: the head's weight is "
-                "sharded again before the backward reads it; use ZeRO-2 or FSDP2"
-            )
-        # linear_log_probs takes the place of these two calls once it exists: same inputs, no [N, V]
-        dtype = hidden.dtype  # autocast, where it is on, has the last word
-        logits = F.linear(hidden, weight.to(dtype), None if bias is None else bias.to(dtype))
-        out = token_log_probs(
-            logits,
+        # TRL's dtype of the products, whatever that of the weight; float64 stays what it is
+        autocast = torch.is_autocast_enabled(hidden.device.type) and hidden.dtype != torch.float64
+        out = linear_log_probs(
+            hidden,
+            weight,
             targets,
+            bias=bias,
             temperature=temperature,
             softcap=final_logit_softcapping,
             logit_scale=logit_scale,
@@ -113,6 +109,7 @@ class LogProbHead:
             return_collision="log_sum_sq_probs" in outputs,
             return_mean_logit="mean_logits" in outputs,
             return_top1="is_top1" in outputs,
+            logits_dtype=None if autocast else hidden.dtype,
             backend=self.backend,
         )
         log_sum_sq_probs = None if out.collision is None else out.collision.log()

@@ -1,9 +1,9 @@
 """From the sums of a row to its outputs. The same few lines for every device and backend row.
 
-A row's state is float64 `[7]`: top, rest, dot, square, linear, at, top_logit. `top` is its largest value
-y (the logit after softcap, before logit_scale where there is no softcap, and before the
-temperature), first met at column `at`. One element equal to it is left out of the sums: the whole
-sum is 1 + rest. With t = log2(e) factor (y - top):
+A row's state is float64 `[7]`: top, rest, dot, square, linear, at, top_logit. `top` is its largest
+value y (the logit after the softcap; without one the logit itself; before the temperature), first
+met at column `at`. One element equal to it is left out of the sums: the whole sum is 1 + rest. With
+t = log2(e) factor (y - top):
 
     rest = sum 2^t      dot = sum t 2^t      square = sum 2^2t      linear = sum y, top included
 """
@@ -26,7 +26,7 @@ _LN2 = math.log(2.0)
 
 
 def new_state(call: Call) -> tuple[Tensor, Tensor]:
-    """`[N, 7]`: nothing met yet. `[N, K]`: y of the tokens; -inf until met, NaN for no id at all."""
+    """`[N, 7]`: nothing met yet. `[N, K]`: y of the tokens; -inf until met, NaN if it is no id."""
     ids = call.token_ids.view(call.num_rows, call.ids_per_row)
     state = torch.zeros(call.num_rows, FIELDS, dtype=torch.float64, device=ids.device)
     state[:, TOP] = -torch.inf

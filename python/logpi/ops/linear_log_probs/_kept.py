@@ -1,7 +1,7 @@
 """Forward and backward over the kept ids of each row: a KeepSet's rows of the weight alone.
 
-The logits of all kept entries are one float32 vector in the KeepSet's order. They come from the kept
-rows of the weight, read one by one, or, where that is more work, out of the tiles of the whole product.
+The logits of all kept entries are one float32 vector, by row and then by id. They come from the
+kept rows of the weight, read one by one, or, where that is more work, out of tiles of the product.
 Set side by side, row under row, they are logits that token_log_probs' kernels take as they are.
 """
 
@@ -22,8 +22,8 @@ from logpi.ops.linear_log_probs.op import LinearCall
 from logpi.ops.token_log_probs import TokenLogProbs
 from logpi.ops.token_log_probs.op import Call
 
-# Products of a row and a kept row are limited by memory, tiles by arithmetic: so many operations take
-# the time of one byte. (400 GFLOP/s and 40 GB/s; 790 TFLOP/s and 4.3 TB/s.)
+# Products of a row and a kept row are limited by memory, tiles by arithmetic: so many operations
+# take the time of one byte. (400 GFLOP/s and 40 GB/s; 790 TFLOP/s and 4.3 TB/s.)
 _OPERATIONS_A_BYTE = {"cpu": 10}
 _ON_A_GPU = 184
 
@@ -84,17 +84,15 @@ def forward(kernels: Any, call: LinearCall, keep: bool) -> tuple[TokenLogProbs, 
     values = _values(head, entries, rows.take(call.hidden_states))
     if call.process_group is not None:  # every entry is one rank's
         vocab_parallel.sum_over_ranks(values, call.process_group)
-    parts = []
-    for part, _ in _side_by_side(call, entries, few, values):
-        parts.append(kernels.forward(part, keep_stats=True))
-    new = values.new_empty
+    parts = [
+        kernels.forward(part, keep_stats=True)
+        for part, _ in _side_by_side(call, entries, few, values)
+    ]
     out = TokenLogProbs._make(
         None if fields[0] is None else torch.cat(fields)
         for fields in zip(*(part for part, _ in parts), strict=True)
-    ) if parts else TokenLogProbs(new(0, few.ids_per_row))  # fmt: skip
-    stats = torch.cat([part for _, part in parts]) if parts else new(0, 3)
-    if not parts:
-        out = _nothing(few, new)
+    )
+    stats = torch.cat([part for _, part in parts])
     whole = TokenLogProbs._make(None if field is None else rows.put(field) for field in out)
     kept = Kept(whole.log_probs, rows.put(stats), values) if keep else None
     return shaped(call, whole), kept
@@ -111,7 +109,8 @@ def backward(
     head, rows, num_rows = Head(call), _rows(call), call.head.num_rows
     log_probs, stats, values = kept
     entries, few = Entries(call.head, rows), take_rows(call.head, rows)
-    g = None if grad_log_probs is None else grad_log_probs.reshape(num_rows, -1).float()
+    num_ids = call.head.ids_per_row  # -1 would be ambiguous with no rows
+    g = None if grad_log_probs is None else grad_log_probs.reshape(num_rows, num_ids).float()
     h = None if grad_entropy is None else grad_entropy.reshape(num_rows).float()
     saved = [None if s is None else rows.take(s) for s in (log_probs, stats, g, h)]
     grad = torch.empty_like(values)
@@ -135,7 +134,7 @@ def backward(
     if needs[1]:
         weight = by_id.sum_of(rows.take(call.hidden_states).to(head.product_dtype))
         if call.weight_grad is not None:
-            call.weight_grad += weight
+            call.weight_grad.add_(weight)
         weight = None if call.weight_grad is not None else weight.to(call.weight.dtype)
     if needs[2] and call.bias is not None:
         bias = by_id.sum_of(grad.new_ones(entries.num_rows, 1))[:, 0].to(call.bias.dtype)
@@ -146,19 +145,12 @@ def _rows(call: LinearCall) -> ActiveRows:
     return ActiveRows(call.head.loss_mask, call.head.num_rows)
 
 
-def _nothing(call: Call, new: Any) -> TokenLogProbs:
-    asked = (call.entropy, call.collision, call.lse)
-    fields = [new(0) if want else None for want in asked]
-    top1 = new(0, call.ids_per_row, dtype=torch.bool) if call.top1 else None
-    return TokenLogProbs(new(0, call.ids_per_row), *fields, top1, new(0) if call.mean_logit else None)
-
-
 def _side_by_side(call: LinearCall, entries: Entries, few: Call, values: Tensor) -> Any:
-    """(a call of token_log_probs on the kept logits of some rows, which rows), one after another."""
+    """Calls of token_log_probs on the kept logits of some rows, and which rows they are."""
     ids = entries.columns_of(few.token_ids)
     room = workspace(values.device, call.workspace_bytes)
     height = max(room // (4 * (entries.width + 1)), 1)
-    for top in range(0, entries.num_rows, height):
+    for top in range(0, max(entries.num_rows, 1), height):  # no rows are a part too
         bottom = min(top + height, entries.num_rows)
         logits, indptr, indices = entries.side_by_side(values, top, bottom)
         mask, t = few.loss_mask, few.temperatures
@@ -201,14 +193,14 @@ def _values(head: Head, entries: Entries, hidden: Tensor) -> Tensor:
             span = slice(first, first + step)
             pair = call.weight[local[span]].float()
             out[span] = pair.mul_(hidden[entries.row[span]]).sum(-1)
+        if call.bias is not None:
+            out += call.bias[local].float()
     else:
         x = hidden.to(head.product_dtype)
         for begin, end, span, weight in _spans(head, entries, len(x), room):
             tile = x.new_empty(len(x), end - begin, dtype=call.dtype)
-            products.logits_into(tile, x, weight, None)
+            products.logits_into(tile, x, weight, head.bias(begin, end))
             out[span] = tile[entries.row[span], entries.id[span] - begin].float()
-    if call.bias is not None:
-        out += call.bias[local].float()
     return out.where(inside, 0)
 
 
@@ -246,7 +238,7 @@ def _grad_hidden(head: Head, entries: Entries, grad: Tensor) -> Tensor:
 
 
 class _ById:
-    """The entries of this rank in the order of their ids: what sums over the rows that keep an id."""
+    """This rank's entries in the order of their ids: what sums over the rows that keep an id."""
 
     def __init__(self, head: Head, entries: Entries, grad: Tensor) -> None:
         order = entries.id.argsort(stable=True)

@@ -1,4 +1,4 @@
-"""Addresses of tensors to the fold kernel in `_C`; the backward of a tile is token_log_probs' own."""
+"""Addresses of tensors to the fold kernel in `_C`; a tile's backward is token_log_probs' own."""
 
 from __future__ import annotations
 

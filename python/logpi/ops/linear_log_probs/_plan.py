@@ -12,8 +12,9 @@ WORKSPACE = {"cpu": 64 * MIB}  # elsewhere:
 _GPU_WORKSPACE = 256 * MIB
 _FORWARD_WIDTH = 8192  # columns of a forward tile; a row's bits depend on it, so on nothing else
 _BACKWARD_WIDTH = 16384  # at most
-_LEAST_ROWS = 128  # that a forward tile has room for
+_LEAST_ROWS = 128  # that a forward tile has room for, or it becomes narrower
 _LEAST_WIDTH = 64
+_BLOCK = 16  # rows that are always made together
 
 
 class Plan(NamedTuple):
@@ -37,26 +38,35 @@ def workspace(device: torch.device, asked: int | None) -> int:
 def forward_plan(columns: tuple[int, int], column_bytes: int, itemsize: int, room: int) -> Plan:
     """Tiles for the sums. A column takes `column_bytes` of room beside the tile itself (the part of
     the weight that had to be cast). The width does not depend on the number of rows."""
-    width = _FORWARD_WIDTH
-    while width > _LEAST_WIDTH and width * (_LEAST_ROWS * itemsize + column_bytes) > room:
+    width, space = _FORWARD_WIDTH, _for_tiles(room)
+    while width > _LEAST_WIDTH and width * (_LEAST_ROWS * itemsize + column_bytes) > space:
         width //= 2
-    rows = (room - width * column_bytes) // (width * itemsize)
-    if rows < _LEAST_ROWS // 8:
-        least = _LEAST_WIDTH * (column_bytes + _LEAST_ROWS // 8 * itemsize)
-        raise ValueError(f"workspace_bytes: expected at least {least}, got {room}")
+    rows = (space - width * column_bytes) // (width * itemsize)
+    if rows < _BLOCK:
+        least = _LEAST_WIDTH * (column_bytes + _BLOCK * itemsize)
+        raise ValueError(f"workspace_bytes: expected at least {_with_rest(least)}, got {room}")
     return Plan(*columns, width, rows)
 
 
 def backward_plan(
     columns: tuple[int, int], num_rows: int, column_bytes: int, itemsize: int, room: int
 ) -> Plan:
-    """Tiles for the gradients: all rows at once, so that a tile's weight gradient is one product."""
-    width = room // max(num_rows * itemsize + column_bytes, 1)
+    """Tiles for the gradients: all rows at once, so a tile's weight gradient is one product."""
+    width = _for_tiles(room) // max(num_rows * itemsize + column_bytes, 1)
     width = min(width // _LEAST_WIDTH * _LEAST_WIDTH, _BACKWARD_WIDTH)
     if width < _LEAST_WIDTH:
         least = _LEAST_WIDTH * (num_rows * itemsize + column_bytes)
         raise ValueError(
-            f"workspace_bytes: expected at least {least} for the backward of {num_rows} rows, "
-            f"got {room}"
+            f"workspace_bytes: expected at least {_with_rest(least)} for the backward of "
+            f"{num_rows} rows, got {room}"
         )
     return Plan(*columns, width, num_rows)
+
+
+def _for_tiles(room: int) -> int:
+    """All but a 32nd, which is for the state of the rows and for what torch's GEMM allocates."""
+    return room - room // 32
+
+
+def _with_rest(tiles: int) -> int:
+    return -(-tiles * 32 // 31)

@@ -2,8 +2,8 @@
 
 Operands are of one dtype; sums over tiles are float32 whatever that is. On a GPU a 16-bit product
 is written in float32 where float32 is asked for. On a CPU torch has no such product: for float32
-logits operands are cast tile by tile, and of a 16-bit gradient each tile's part is rounded before it is
-added in float32, as one product over the whole vocabulary would be rounded at its end.
+logits operands are cast tile by tile, and of a 16-bit gradient each tile's part is rounded before
+it is added in float32, as one product over the whole vocabulary would be rounded at its end.
 """
 
 from __future__ import annotations

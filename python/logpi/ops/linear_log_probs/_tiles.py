@@ -1,8 +1,8 @@
 """Forward and backward over tiles of the vocabulary: what every kernel row shares.
 
-A row brings three things: `fold(call, state, targets)` takes a tile of logits into the sums of its rows,
-`backward(call, log_probs, stats, grad_log_probs, grad_entropy)` writes a tile's gradient over it, and
-`REFERENCE` says which field of the state that backward takes distances to.
+A row brings three things: `fold(call, state, targets)` takes a tile of logits into the sums of its
+rows, `backward(call, log_probs, stats, grad_log_probs, grad_entropy)` writes a tile's gradient over
+it, and `REFERENCE` says which field of the state that backward takes distances to.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from logpi.ops.linear_log_probs.op import LinearCall
 from logpi.ops.token_log_probs import TokenLogProbs
 from logpi.ops.token_log_probs.op import Call
 
-# A CPU's GEMM takes other ways through a few last rows, with other roundings. In multiples of so many
-# a row of logits has the same bits in any batch.
+# A CPU's GEMM takes other ways through a few last rows, with other roundings. In multiples of so
+# many a row of logits has the same bits in any batch.
 ROW_BLOCK = 16
 SETTLED_AFTER = 2  # tiles queued before the host waits for the number of rows
 
@@ -43,8 +43,9 @@ class Head:
         size, start = len(call.weight), call.vocab_start
         self.begin = max(call.head.support_begin, start)
         self.end = max(min(call.head.support_end, start + size), self.begin)
-        self.widens = call.dtype != call.weight.dtype and products.widens(call.weight)
-        self.casts = call.dtype != call.weight.dtype and not self.widens
+        mixed, same = call.dtype != call.weight.dtype, call.hidden_states.dtype == call.weight.dtype
+        self.widens = mixed and same and products.widens(call.weight)
+        self.casts = mixed and not self.widens
         self.product_dtype = call.weight.dtype if self.widens else call.dtype
         self.itemsize = call.dtype.itemsize
         # beside a column's logits: its cast row of the weight
@@ -99,7 +100,7 @@ def _fold_tiles(
     buffer = x.new_empty(height * min(plan.width, head.end - head.begin), dtype=head.call.dtype)
     chunks = [(top, min(top + height, len(x))) for top in range(0, len(x), height)]
     operands = {top: padded(x[top:bottom], block) for top, bottom in chunks}
-    retained = []
+    retained: list[tuple[int, int, Tensor]] = []
     for number, (begin, end) in enumerate(plan.tiles()):
         active = rows.count(settle=number >= SETTLED_AFTER)
         weight, bias, width = head.weight(begin, end), head.bias(begin, end), end - begin
@@ -138,7 +139,8 @@ def backward(
     """The gradients of hidden states, weight and bias, those that `needs` asks for."""
     head, num_rows = Head(call), call.head.num_rows
     log_probs, stats, tiles = kept
-    g = None if grad_log_probs is None else grad_log_probs.reshape(num_rows, -1).float()
+    num_ids = call.head.ids_per_row  # -1 would be ambiguous with no rows
+    g = None if grad_log_probs is None else grad_log_probs.reshape(num_rows, num_ids).float()
     h = None if grad_entropy is None else grad_entropy.reshape(num_rows).float()
     rows = ActiveRows(_flowing(call.head, g, h), num_rows)
     gradients = Gradients(head, rows, needs)
@@ -156,7 +158,12 @@ def backward(
     before = ActiveRows(call.head.loss_mask, num_rows).positions_of(rows) if tiles else None
     while tiles:  # used up: a second backward makes them again
         begin, end, tile = tiles.pop(0)
-        use(tile if before is None else tile.index_select(0, before), begin, end, head.weight(begin, end))
+        use(
+            tile if before is None else tile.index_select(0, before),
+            begin,
+            end,
+            head.weight(begin, end),
+        )
         done = end
     if rows.count() and done < head.end:
         room = workspace(x.device, call.workspace_bytes)
@@ -202,7 +209,11 @@ class Gradients:
 
     def add(self, grad: Tensor, x: Tensor, weight: Tensor, begin: int, end: int) -> None:
         """A tile's: `grad [n, w]` of its logits, for columns [begin, end)."""
-        first, last, n = begin - self.head.call.vocab_start, end - self.head.call.vocab_start, len(grad)
+        first, last, n = (
+            begin - self.head.call.vocab_start,
+            end - self.head.call.vocab_start,
+            len(grad),
+        )
         if self.bias is not None:
             self.bias[first:last] = grad.sum(0, dtype=torch.float32)
         if grad.dtype != x.dtype:  # float32 logits of 16-bit operands, on a GPU

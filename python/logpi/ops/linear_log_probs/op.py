@@ -44,7 +44,7 @@ class LinearCall(NamedTuple):
 
 
 def _like_tokens(row: Backend) -> Backend:
-    """The row that folds tiles with the kernels of a row of token_log_probs: it serves their calls."""
+    """The row that folds tiles with the kernels of a row of token_log_probs."""
 
     def why_not(call: LinearCall) -> str | None:
         tile = call.hidden_states.new_empty(0, dtype=call.dtype)
@@ -132,7 +132,7 @@ def linear_log_probs(
             the gradient of `hidden_states` are those of the whole, on every rank; `weight` gets
             its own part. One all-gather of a few floats a token forward, one all-reduce backward.
         vocab_start: the id of this rank's first row. Shards may be uneven.
-        weight_grad: a buffer `[V, D]` (Megatron's `main_grad`, or `weight.grad`) to which the
+        weight_grad: a buffer `[V, D]` (`weight.grad`, or a float32 `main_grad`) to which the
             weight's gradient is added in place; autograd then gets none for `weight`.
         backend: `"auto"`, or the name of a row (`"cuda"`, `"triton"`, `"cpu"`, `"torch"`). A named
             row serves or raises; it never falls back.
@@ -161,26 +161,36 @@ def linear_log_probs(
         retain_bytes, workspace_bytes, logits_dtype, process_group, vocab_start, weight_grad,
     )  # fmt: skip
     row = select("linear_log_probs", BACKENDS, backend, call)
+    out: TokenLogProbs
     if row.name == "torch":  # the definition itself; torch differentiates it
         from logpi.ops.linear_log_probs import reference
 
-        out: TokenLogProbs = reference.linear_log_probs(call)
-        return out
+        return reference.linear_log_probs(call)
+    if torch.compiler.is_compiling():
+        from logpi.ops.linear_log_probs import _library
+
+        return _library.linear_log_probs(row.name, call)
     tensors = call.hidden_states, call.weight, call.bias
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         fields = _LinearLogProbs.apply(*tensors, call, row)  # type: ignore[no-untyped-call]
         return TokenLogProbs(*fields)
     with no_autocast(call):
-        return _route(call).forward(row.kernels, call, keep=False)[0]
+        out, _ = route(call).forward(row.kernels, call, keep=False)
+    return out
 
 
 class _LinearLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, call: LinearCall, row: Backend
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        call: LinearCall,
+        row: Backend,
     ) -> tuple[Tensor | None, ...]:
         with no_autocast(call):
-            out, kept = _route(call).forward(row.kernels, call, keep=True)
+            out, kept = route(call).forward(row.kernels, call, keep=True)
         # The rest of the call without its tensors: autograd watches those it saves.
         ctx.save_for_backward(hidden, weight, bias, *call.head[1:6], *kept[:2])
         ctx.call, ctx.head, ctx.others = call[3:], (call.head[0], call.head[6:]), kept[2:]
@@ -200,7 +210,7 @@ class _LinearLogProbs(torch.autograd.Function):
         head = Call(ctx.head[0], *rest[:5], *ctx.head[1])
         call = LinearCall(hidden, weight, bias, head, *ctx.call[1:])
         with no_autocast(call):
-            grads = _route(call).backward(
+            grads = route(call).backward(
                 ctx.row.kernels,
                 call,
                 (*rest[5:], *ctx.others),
@@ -211,7 +221,7 @@ class _LinearLogProbs(torch.autograd.Function):
         return (*grads, None, None)
 
 
-def _route(call: LinearCall) -> Any:
+def route(call: LinearCall) -> Any:
     """The module that serves: over tiles of the vocabulary, or over the kept ids of each row."""
     from logpi.ops.linear_log_probs import _kept, _tiles
 
@@ -279,8 +289,8 @@ def check_linear_call(
         absent, token_ids, temperature, support, vocab_size, loss_mask, softcap, logit_scale,
         fields, False,
     )  # fmt: skip
-    if hidden_states.device.type == "cpu":
-        _check_values(head)
+    if hidden_states.device.type == "cpu" and not torch.compiler.is_compiling():
+        check_values(head)
     return LinearCall(
         hidden_states.reshape(-1, size) if size else hidden_states.reshape(head.num_rows, 0),
         weight,
@@ -295,10 +305,16 @@ def check_linear_call(
     )
 
 
-def _check_values(head: Call) -> None:
-    """Of ids, temperatures and kept ids; where rows are left out, a kernel does not know their numbers."""
+def check_values(head: Call) -> None:
+    """Where rows are left out, a kernel does not know the numbers of the others."""
     ids = head.token_ids.view(head.num_rows, head.ids_per_row)
-    _reject("token_ids", ids, (ids < 0) | (ids >= head.vocab_size), head, f"ids in [0, {head.vocab_size})")
+    _reject(
+        "token_ids",
+        ids,
+        (ids < 0) | (ids >= head.vocab_size),
+        head,
+        f"ids in [0, {head.vocab_size})",
+    )
     if head.temperatures is not None:
         t = head.temperatures[:, None]
         _reject("temperature", t, ~((t > 0) & t.isfinite()), head, "finite values above 0")

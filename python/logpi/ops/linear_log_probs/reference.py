@@ -1,4 +1,4 @@
-"""The definition of linear_log_probs in plain torch: the logits as a whole, then token_log_probs."""
+"""The definition of linear_log_probs in plain torch: all logits, then token_log_probs."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def forward(call: Call, keep_stats: bool) -> tuple[TokenLogProbs, Tensor | None]
         size = kernels.token_log_probs_cuda_forward_scratch(call.num_rows, width, kept)
         scratch = call.logits.new_empty(size // 4, dtype=out.log_probs.dtype) if size else None
         kernels.token_log_probs_cuda_forward(
-            *params(call), *map(address, out), address(stats), address(scratch), *_place(call)
+            *params(call), *map(address, out), address(stats), address(scratch), *place(call)
         )
     return out, stats
 
@@ -50,7 +50,7 @@ def backward(
             *map(address, (log_probs, stats, *upstream, out)),
             *rows(out),
             address(scratch),
-            *_place(call),
+            *place(call),
         )
     return written(call, out)
 
@@ -74,11 +74,11 @@ def fused(
             *params(call),
             *map(address, (outputs.log_probs, outputs.entropy, *upstream, out)),
             *rows(out),
-            *_place(call),
+            *place(call),
         )
     return outputs, written(call, out)
 
 
-def _place(call: Call) -> tuple[int, int]:
+def place(call: Call) -> tuple[int, int]:
     device = call.logits.device
     return cuda.index(device), cuda.stream(device)

@@ -24,7 +24,7 @@ class Tiles(NamedTuple):
 
 
 TILES = Tiles()
-_LANES = 64 if torch.version.hip else 32
+LANES = 64 if torch.version.hip else 32
 
 
 def forward(call: Call, keep_stats: bool) -> tuple[TokenLogProbs, Tensor | None]:
@@ -46,12 +46,12 @@ def forward(call: Call, keep_stats: bool) -> tuple[TokenLogProbs, Tensor | None]
     segment, segments = (length, 1) if keep else _segments(length)
     split = segments > 1 and call.num_rows <= TILES.few_rows
     rows, row_options = _rows(call.logits, begin)
-    row_arguments = (*rows, begin, length, call.vocab_size, *_row_scalars(call))
+    row_arguments = (*rows, begin, length, call.vocab_size, *row_scalars(call))
     fields = (*out, stats)
     partial = new((call.num_rows, segments, 6), dtype=torch.float64) if split else None
-    constants = {"IDS": _ids_at_a_time(call), "CAP": call.softcap != 0}
-    options = {**constants, "num_warps": TILES.threads // _LANES}
-    with _device(call.logits):
+    constants = {"IDS": ids_at_a_time(call), "CAP": call.softcap != 0}
+    options = {**constants, "num_warps": TILES.threads // LANES}
+    with on_device(call.logits):
         kernels.forward_kernel[(call.num_rows * (segments if split else 1),)](
             *row_arguments,
             *_keep(call),
@@ -96,7 +96,7 @@ def backward(
             None if grad is None else grad.to(torch.float32).contiguous()
             for grad in (grad_log_probs, grad_entropy)
         ]
-        with _device(logits):
+        with on_device(logits):
             launch = _backward if call.keep_indptr is None else _kept_backward
             launch(call, (log_probs, stats, *grads), out.detach())
     if call.inplace_backward:  # raw writes: tell autograd, so that other users of the logits hear
@@ -105,7 +105,8 @@ def backward(
 
 
 def _backward(call: Call, saved: tuple[Tensor | None, ...], out: Tensor) -> None:
-    columns = call.logits.shape[-1]
+    columns, first = call.logits.shape[-1], call.first_column
+    begin, end = call.support_begin - first, call.support_end - first
     chunks = -(-columns // (4 * TILES.block))
     rows, row_options = _rows(call.logits, 0)
     grad_rows, grad_options = _rows(out, 0)
@@ -113,37 +114,38 @@ def _backward(call: Call, saved: tuple[Tensor | None, ...], out: Tensor) -> None
         *rows,
         *grad_rows,
         columns,
-        call.support_begin,
-        call.support_end,
-        *_row_scalars(call),
+        begin,
+        end,
+        first,
+        *row_scalars(call),
         *saved,
         chunks,
         BLOCK=TILES.block,
-        IDS=_ids_at_a_time(call),
-        WHOLE=(call.support_begin | call.support_end | columns) % 8 == 0,
+        IDS=ids_at_a_time(call),
+        WHOLE=(begin | end | columns) % 8 == 0,
         CAP=call.softcap != 0,
         **row_options,
         **{f"GRAD_{name}": value for name, value in grad_options.items()},
-        num_warps=TILES.threads // _LANES,
+        num_warps=TILES.threads // LANES,
     )
 
 
 def _kept_backward(call: Call, saved: tuple[Tensor | None, ...], out: Tensor) -> None:
     assert call.keep_indices is not None
     values = call.logits.new_empty(len(call.keep_indices), dtype=torch.float32)
-    constants = {"BLOCK": TILES.block, "IDS": _ids_at_a_time(call)}
+    constants = {"BLOCK": TILES.block, "IDS": ids_at_a_time(call)}
     rows, row_options = _rows(call.logits, 0)
     backward_kernels.kept_backward_kernel[(call.num_rows,)](
         *rows,
         call.vocab_size,
-        *_row_scalars(call),
+        *row_scalars(call),
         *_keep(call),
         *saved,
         values,
         DIMS=row_options["DIMS"],
         CAP=call.softcap != 0,
         **constants,
-        num_warps=TILES.threads // _LANES,
+        num_warps=TILES.threads // LANES,
     )
     out.zero_()
     rows, row_options = _rows(out, 0)
@@ -157,7 +159,7 @@ def _kept_backward(call: Call, saved: tuple[Tensor | None, ...], out: Tensor) ->
         values,
         DIMS=row_options["DIMS"],
         **constants,
-        num_warps=TILES.threads // _LANES,
+        num_warps=TILES.threads // LANES,
     )
 
 
@@ -180,7 +182,7 @@ def _rows(x: Tensor, column: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (x, *sizes, *strides), {"DIMS": dims, "ALIGNED": aligned}
 
 
-def _row_scalars(call: Call) -> tuple[Any, ...]:
+def row_scalars(call: Call) -> tuple[Any, ...]:
     """Ids, masks and what turns a logit into x; the scale waits until after the maximum."""
     cap = call.softcap
     factor = (1.0 if cap else call.logit_scale) / call.temperature
@@ -201,13 +203,13 @@ def _keep(call: Call) -> tuple[Tensor | None, Tensor | None, int]:
     return call.keep_indptr, keep, 0 if keep is None else len(keep)
 
 
-def _ids_at_a_time(call: Call) -> int:
+def ids_at_a_time(call: Call) -> int:
     """A power of two. One where each id must be looked for among the kept ones."""
     if call.keep_indptr is not None:
         return 1
     return min(128, 1 << max(call.ids_per_row - 1, 0).bit_length())
 
 
-def _device(x: Tensor) -> Any:
+def on_device(x: Tensor) -> Any:
     """Triton launches on the current device."""
     return torch.cuda.device(x.device) if x.device.type == "cuda" else nullcontext()

@@ -59,11 +59,12 @@ def any_token(first_id, last_id, row, token_ids, ids_per_row, IDS: tl.constexpr)
 
 @triton.jit
 def gradient(
-    z, ids, first_id, last_id, row, token_ids, ids_per_row, log_probs, grad_log_probs,
+    z, columns, first, last, first_column, row, token_ids, ids_per_row, log_probs, grad_log_probs,
     total, head, ref, inv_sum, mean_shifted, factor, cap, inner,
     CAP: tl.constexpr, TOKENS: tl.constexpr,
 ):  # fmt: skip
-    """d loss / d logits of a block, whose ids lie in [first_id, last_id)."""
+    """d loss / d logits of a block, whose columns lie in [first, last); ids begin at
+    `first_column`."""
     x, bend = squash(z.to(tl.float32), cap, inner, CAP)
     t = distance(x, ref, factor * LOG2E)
     e = tl.exp2(t)
@@ -73,9 +74,9 @@ def gradient(
         g = tl.zeros_like(t)
         log_p = tl.zeros_like(t)
         for k in range(0, ids_per_row):
-            token = tl.load(token_ids + row * ids_per_row + k)
-            if (token >= first_id) & (token < last_id):
-                here = ids == token
+            token = tl.load(token_ids + row * ids_per_row + k) - first_column
+            if (token >= first) & (token < last):
+                here = columns == token
                 g += tl.where(here, tl.load(grad_log_probs + row * ids_per_row + k), 0.0)
                 log_p = tl.where(here, tl.load(log_probs + row * ids_per_row + k), log_p)
         # g (1 - p) as -g expm1(log p), which keeps its digits as p nears 1
@@ -93,12 +94,13 @@ def backward_kernel(
     logits, size1: I64, size2: I64, size3: I64, stride0: I64, stride1: I64, stride2: I64,
     stride3: I64, grad, grad_size1: I64, grad_size2: I64, grad_size3: I64, grad_stride0: I64,
     grad_stride1: I64, grad_stride2: I64, grad_stride3: I64, row_length: I32,
-    begin: I32, end: I32, token_ids, ids_per_row: I32, loss_mask, temperatures,
+    begin: I32, end: I32, first_column: I32, token_ids, ids_per_row: I32, loss_mask, temperatures,
     factor: F32, cap: F32, inner: F32, log_probs, stats, grad_log_probs, grad_entropy, chunks: I32,
     BLOCK: tl.constexpr, IDS: tl.constexpr, DIMS: tl.constexpr, GRAD_DIMS: tl.constexpr,
     ALIGNED: tl.constexpr, GRAD_ALIGNED: tl.constexpr, WHOLE: tl.constexpr, CAP: tl.constexpr,
 ):  # fmt: skip
-    """Four blocks of a row's gradient; 0 outside the support. `grad` may be the logits."""
+    """Four blocks of a row's gradient; 0 outside the support. `grad` may be the logits. Both begin
+    with the id `first_column`, from which the support [begin, end) counts too."""
     at = tl.program_id(0) % chunks * (4 * BLOCK)
     row = (tl.program_id(0) // chunks).to(tl.int64)
     grad_sizes = (grad_size1, grad_size1, grad_size2, grad_size3)
@@ -126,7 +128,8 @@ def backward_kernel(
     plain = (at >= begin) & (at + 4 * BLOCK <= end)
     TOKENS: tl.constexpr = grad_log_probs is not None
     if TOKENS:
-        plain = plain & (not any_token(at, at + 4 * BLOCK, row, token_ids, ids_per_row, IDS))
+        low = first_column + at
+        plain = plain & (not any_token(low, low + 4 * BLOCK, row, token_ids, ids_per_row, IDS))
     if plain:
         z0 = tl.load(start + (at + lanes))
         z1 = tl.load(start + (at + BLOCK + lanes))
@@ -135,7 +138,7 @@ def backward_kernel(
         z = (z0, z1, z2, z3)
         for i in tl.static_range(4):
             dz = gradient(
-                z[i], 0, 0, 0, row, token_ids, ids_per_row, log_probs, grad_log_probs,
+                z[i], 0, 0, 0, 0, row, token_ids, ids_per_row, log_probs, grad_log_probs,
                 total, head, ref, inv_sum, mean_shifted, factor, cap, inner, CAP, False,
             )  # fmt: skip
             tl.store(to + (at + i * BLOCK + lanes), dz.to(grad.dtype.element_ty))
@@ -147,7 +150,7 @@ def backward_kernel(
             inside = (columns >= begin) & (columns < end)
             z = tl.load(start + columns, mask=inside, other=0.0)
             dz = gradient(
-                z, columns, first, first + HALF, row, token_ids, ids_per_row,
+                z, columns, first, first + HALF, first_column, row, token_ids, ids_per_row,
                 log_probs, grad_log_probs, total, head, ref, inv_sum, mean_shifted, factor, cap,
                 inner, CAP, TOKENS,
             )  # fmt: skip
@@ -181,7 +184,7 @@ def kept_backward_kernel(
             start, at, count, keep_indices + first, vocab_size, BLOCK, False, False, True
         )
         dz = gradient(
-            z, ids, 0, vocab_size, row, token_ids, ids_per_row, log_probs, grad_log_probs,
+            z, ids, 0, vocab_size, 0, row, token_ids, ids_per_row, log_probs, grad_log_probs,
             total, head, ref, inv_sum, mean_shifted, factor, cap, inner, CAP,
             grad_log_probs is not None,
         )  # fmt: skip
