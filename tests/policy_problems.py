@@ -10,6 +10,7 @@ from torch import Tensor
 
 from logpi import linear_log_probs, linear_policy_loss
 from logpi.objectives import CISPO, DualClip, PPOClip, Reinforce
+from logpi.ops.linear_log_probs._plan import with_rest
 from logpi.testing import assert_all_within_budget, nan_empty
 
 if TYPE_CHECKING:
@@ -73,6 +74,11 @@ def check(problems: list[Problem], row: Row, **options: Any) -> dict[str, Tensor
     truth = stacked(evaluate(in_float64(p), "torch", **options) for p in problems)
     assert_all_within_budget(ours, yardstick, truth)
     return ours
+
+
+def room_for(rows: int | None, row_bytes: int = ROW_BYTES) -> int | None:
+    """The `workspace_bytes` that hold the logits of so many rows."""
+    return None if rows is None else with_rest(rows * row_bytes)
 
 
 def stacked(results: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:

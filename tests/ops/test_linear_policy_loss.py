@@ -28,6 +28,7 @@ from policy_problems import (
     old_log_probs,
     problem,
     problems,
+    room_for,
 )
 
 if TYPE_CHECKING:
@@ -77,14 +78,16 @@ def test_peaked_and_flat_rows(kernel_row: Row, scale: float) -> None:
 @pytest.mark.parametrize("chunk", [1, 7, 16, 48, None])
 def test_chunks(kernel_row: Row, chunk: int | None) -> None:
     """The error does not grow with the number of chunks: sums over them are wide."""
-    room = None if chunk is None else chunk * ROW_BYTES
+    room = room_for(chunk)
     check(problems(), kernel_row, kl=KL(0.1), entropy_coef=0.01, workspace_bytes=room)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_chunks_of_half_precision(kernel_row: Row, dtype: torch.dtype) -> None:
     """The weight's gradient adds up in float32: 39 chunks cost it no more than one."""
-    check(problems(dtype), kernel_row, workspace_bytes=ROW_BYTES // 2, entropy_coef=0.1)
+    check(
+        problems(dtype), kernel_row, workspace_bytes=room_for(1, ROW_BYTES // 2), entropy_coef=0.1
+    )
 
 
 OPTIONS: dict[str, Problem] = {
@@ -106,7 +109,7 @@ def test_options(kernel_row: Row, option: str, dtype: torch.dtype) -> None:
     for p in cases:
         p["token_ids"] = p["token_ids"].clamp(101, 900)
         p["old_log_probs"] = old_log_probs(p, OPTIONS[option])
-    for room in (None, 24 * ROW_BYTES):
+    for room in (None, room_for(24)):
         options = OPTIONS[option] | {"workspace_bytes": room, "entropy_coef": 0.05}
         check(cases, kernel_row, **options)
 
@@ -114,7 +117,7 @@ def test_options(kernel_row: Row, option: str, dtype: torch.dtype) -> None:
 def test_outside_the_support_the_gradient_is_zero(row: Row) -> None:
     p = problem()
     p["token_ids"] = p["token_ids"].clamp(101, 900)
-    for room in (None, 16 * ROW_BYTES):
+    for room in (None, room_for(16)):
         options = {"support": slice(101, 901), "workspace_bytes": room}
         grad = evaluate(p, row.backend, **options)["gradient of weight"]
         assert grad[101:901].any(-1).all()
@@ -158,7 +161,7 @@ def test_the_first_ratio_is_exactly_one(kernel_row: Row, dtype: torch.dtype) -> 
     p = problem(dtype=dtype)
     head = p["hidden_states"], p["weight"], p["token_ids"]
     for chunk in (None, 16):
-        room = None if chunk is None else chunk * ROW_BYTES
+        room = room_for(chunk)
         options = {"backend": kernel_row.backend, "workspace_bytes": room}
         p["old_log_probs"] = linear_log_probs(*head, bias=p["bias"], **options).log_probs
         metrics = evaluate(p, **options)
@@ -215,7 +218,7 @@ def test_rows_of_advantage_zero(row: Row, chunk: int | None) -> None:
     """They count in the metrics and have exactly no gradient."""
     p = problem()
     p["advantages"][1] = 0.0
-    room = None if chunk is None else chunk * ROW_BYTES
+    room = room_for(chunk)
     ours = evaluate(p, row.backend, workspace_bytes=room)
     hidden = ours["gradient of hidden_states"]
     assert not hidden[p["advantages"] == 0].any()
@@ -334,8 +337,22 @@ def test_bad_arguments(changes: dict[str, Any], error: type[Exception], message:
 def test_a_workspace_that_holds_no_row(kernel_row: Row) -> None:
     p = good()
     p["weight"].requires_grad_()
-    with pytest.raises(ValueError, match=r"workspace_bytes: expected at least 4096, got 4095"):
-        linear_policy_loss(**p, workspace_bytes=ROW_BYTES - 1, backend=kernel_row.backend)
+    least = room_for(1)
+    with pytest.raises(ValueError, match=f"workspace_bytes: expected at least {least}, got 4200"):
+        linear_policy_loss(**p, workspace_bytes=4200, backend=kernel_row.backend)
+    linear_policy_loss(**p, workspace_bytes=least, backend=kernel_row.backend)
+
+
+def test_operands_of_two_dtypes(kernel_row: Row) -> None:
+    """A float32 head behind a model in bfloat16."""
+    mixed = problems()
+    for p in mixed:
+        p["hidden_states"] = p["hidden_states"].bfloat16()
+    for rows in (None, 16):
+        options = {"logits_dtype": torch.float32, "workspace_bytes": room_for(rows)}
+        ours = check(mixed, kernel_row, entropy_coef=0.1, **options)
+        assert ours["gradient of hidden_states"].dtype == torch.bfloat16
+        assert ours["gradient of weight"].dtype == torch.float32
 
 
 def test_float64_is_served_by_the_definition() -> None:

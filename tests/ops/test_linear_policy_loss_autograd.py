@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from logpi import linear_policy_loss
 from logpi.core.active_rows import ActiveRows
@@ -28,7 +27,9 @@ from policy_problems import (
     in_float64,
     old_log_probs,
     problem,
+    room_for,
 )
+from products import Products
 
 if TYPE_CHECKING:
     from rows import Row
@@ -142,7 +143,7 @@ def test_a_head_that_is_no_leaf(row: Row) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_weight_grad(kernel_row: Row, dtype: torch.dtype, chunk: int | None) -> None:
     p = problem(dtype=dtype)
-    room = None if chunk is None else chunk * ROW_BYTES
+    room = room_for(chunk)
     total = torch.full((V, D), 0.5)
     ours = evaluate(p, kernel_row.backend, weight_grad=total, workspace_bytes=room)
     assert ours["gradient of weight"] is None
@@ -167,24 +168,10 @@ def test_autocast(kernel_row: Row) -> None:
 # ---- what it costs ------------------------------------------------------------------------------
 
 
-class _Products(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-        self.operations = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm):
-            a, b = args[-2:]
-            self.count += 1
-            self.operations += 2 * a.shape[0] * a.shape[1] * b.shape[1]
-        return func(*args, **(kwargs or {}))
-
-
-def products(p: Problem, frozen: tuple[str, ...], backend: str, **options: Any) -> _Products:
+def products(p: Problem, frozen: tuple[str, ...], backend: str, **options: Any) -> Products:
     p = {k: v.clone().requires_grad_(k in LEAVES and k not in frozen) for k, v in p.items()}
     p.pop("ref_log_probs")
-    with _Products() as counted:
+    with Products() as counted:
         loss = linear_policy_loss(**p, backend=backend, **options).loss
         if loss.requires_grad:
             loss.backward()
@@ -203,14 +190,14 @@ def all_active() -> Problem:
     ids=str,
 )
 def test_products_of_one_chunk(kernel_row: Row, frozen: tuple[str, ...], expected: int) -> None:
-    assert products(all_active(), frozen, kernel_row.backend).count == expected
+    assert len(products(all_active(), frozen, kernel_row.backend).shapes) == expected
 
 
 def test_products_of_three_chunks(kernel_row: Row) -> None:
     """The logits of a chunk come in 8 tiles, as in a workspace of that size they do everywhere; its
     gradients are two products."""
-    counted = products(all_active(), (), kernel_row.backend, workspace_bytes=16 * ROW_BYTES)
-    assert counted.count == 3 * (8 + 2)
+    counted = products(all_active(), (), kernel_row.backend, workspace_bytes=room_for(16))
+    assert len(counted.shapes) == 3 * (8 + 2)
 
 
 def test_rows_of_advantage_zero_cost_one_product(kernel_row: Row) -> None:
@@ -219,9 +206,9 @@ def test_rows_of_advantage_zero_cost_one_product(kernel_row: Row) -> None:
     p["loss_mask"][2, 3:] = False
     counted = products(p, (), kernel_row.backend)
     # 13 rows with a gradient and 16 without; logits are made in blocks of 16 rows
-    assert counted.operations == 2 * V * D * (16 + 13 + 13 + 16)
+    assert counted.flops == 2 * V * D * (16 + 13 + 13 + 16)
     counted = products(p, (), kernel_row.backend, entropy_coef=0.1)
-    assert counted.operations == 2 * V * D * (32 + 29 + 29)
+    assert counted.flops == 2 * V * D * (32 + 29 + 29)
 
 
 def largest(p: Problem, backend: str, **options: Any) -> list[int]:
@@ -240,7 +227,9 @@ def test_memory(kernel_row: Row) -> None:
     sizes = largest(p, kernel_row.backend, entropy_coef=0.1)
     assert sizes[:2] == [48 * row_bytes, weight_bytes]  # one chunk: written once, in its dtype
     assert sizes[2] < weight_bytes
-    sizes = largest(p, kernel_row.backend, entropy_coef=0.1, workspace_bytes=16 * row_bytes)
+    sizes = largest(
+        p, kernel_row.backend, entropy_coef=0.1, workspace_bytes=room_for(16, row_bytes)
+    )
     assert sizes[:2] == [2 * weight_bytes, weight_bytes]  # it adds up in float32
     assert 16 * row_bytes in sizes
     assert max(sizes[2:]) <= weight_bytes
@@ -250,7 +239,7 @@ def test_memory_without_grad_mode(kernel_row: Row) -> None:
     p = problem()
     p.pop("ref_log_probs")
     with torch.no_grad(), allocations() as sizes:
-        linear_policy_loss(**p, backend=kernel_row.backend, workspace_bytes=16 * ROW_BYTES)
+        linear_policy_loss(**p, backend=kernel_row.backend, workspace_bytes=room_for(16))
     assert max(sizes) <= 16 * ROW_BYTES
 
 
@@ -282,7 +271,7 @@ def test_rows_that_are_counted_late(
         p["loss_mask"][:] = False
     if rows == "worthless":
         p["advantages"][:] = 0.0
-    room = None if chunk is None else chunk * ROW_BYTES
+    room = room_for(chunk)
     for options in ({}, {"kl": KL(0.1), "entropy_coef": 0.1}):
         options = options | {"backend": kernel_row.backend, "workspace_bytes": room}
         expected = evaluate(p, **options)

@@ -17,7 +17,7 @@ from logpi.core.active_rows import ActiveRows
 from logpi.ops.linear_log_probs import _products as products
 from logpi.ops.linear_log_probs import _tiles as tiles
 from logpi.ops.linear_log_probs._finish import finish, new_state
-from logpi.ops.linear_log_probs._plan import forward_plan, workspace
+from logpi.ops.linear_log_probs._plan import for_tiles, forward_plan, with_rest, workspace
 from logpi.ops.linear_log_probs._tiles import Head, slice_rows, take_rows, tile_call
 from logpi.ops.linear_policy_loss.op import PolicyCall
 from logpi.ops.policy_loss.loss import PolicyLoss, Sums, Tokens, added, loss_of, metrics, sums
@@ -175,9 +175,9 @@ def chunk_plan(head: Head, num_rows: int, asked: int | None) -> ChunkPlan:
     rows = _ROWS.get(device.type, _GPU_ROWS)
     if asked is not None:
         row_bytes, beside = stride * head.itemsize, width * head.column_bytes
-        rows = (asked - beside) // row_bytes
+        rows = (for_tiles(asked) - beside) // row_bytes
         if rows < 1:
-            least = row_bytes + beside
+            least = with_rest(row_bytes + beside)
             raise ValueError(f"workspace_bytes: expected at least {least}, got {asked}")
     block = tiles.ROW_BLOCK if device.type == "cpu" else 1
     rows = min(rows, -(-max(num_rows, 1) // block) * block)
