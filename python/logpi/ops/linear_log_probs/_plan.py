@@ -38,13 +38,13 @@ def workspace(device: torch.device, asked: int | None) -> int:
 def forward_plan(columns: tuple[int, int], column_bytes: int, itemsize: int, room: int) -> Plan:
     """Tiles for the sums. A column takes `column_bytes` of room beside the tile itself (the part of
     the weight that had to be cast). The width does not depend on the number of rows."""
-    width, space = _FORWARD_WIDTH, _for_tiles(room)
+    width, space = _FORWARD_WIDTH, for_tiles(room)
     while width > _LEAST_WIDTH and width * (_LEAST_ROWS * itemsize + column_bytes) > space:
         width //= 2
     rows = (space - width * column_bytes) // (width * itemsize)
     if rows < _BLOCK:
         least = _LEAST_WIDTH * (column_bytes + _BLOCK * itemsize)
-        raise ValueError(f"workspace_bytes: expected at least {_with_rest(least)}, got {room}")
+        raise ValueError(f"workspace_bytes: expected at least {with_rest(least)}, got {room}")
     return Plan(*columns, width, rows)
 
 
@@ -52,21 +52,21 @@ def backward_plan(
     columns: tuple[int, int], num_rows: int, column_bytes: int, itemsize: int, room: int
 ) -> Plan:
     """Tiles for the gradients: all rows at once, so a tile's weight gradient is one product."""
-    width = _for_tiles(room) // max(num_rows * itemsize + column_bytes, 1)
+    width = for_tiles(room) // max(num_rows * itemsize + column_bytes, 1)
     width = min(width // _LEAST_WIDTH * _LEAST_WIDTH, _BACKWARD_WIDTH)
     if width < _LEAST_WIDTH:
         least = _LEAST_WIDTH * (num_rows * itemsize + column_bytes)
         raise ValueError(
-            f"workspace_bytes: expected at least {_with_rest(least)} for the backward of "
+            f"workspace_bytes: expected at least {with_rest(least)} for the backward of "
             f"{num_rows} rows, got {room}"
         )
     return Plan(*columns, width, num_rows)
 
 
-def _for_tiles(room: int) -> int:
+def for_tiles(room: int) -> int:
     """All but a 32nd, which is for the state of the rows and for what torch's GEMM allocates."""
     return room - room // 32
 
 
-def _with_rest(tiles: int) -> int:
+def with_rest(tiles: int) -> int:
     return -(-tiles * 32 // 31)

@@ -17,7 +17,7 @@ from logpi.core.active_rows import ActiveRows
 from logpi.ops.linear_log_probs import _products as products
 from logpi.ops.linear_log_probs import _tiles as tiles
 from logpi.ops.linear_log_probs._finish import finish, new_state
-from logpi.ops.linear_log_probs._plan import forward_plan, workspace
+from logpi.ops.linear_log_probs._plan import for_tiles, forward_plan, with_rest, workspace
 from logpi.ops.linear_log_probs._tiles import Head, slice_rows, take_rows, tile_call
 from logpi.ops.linear_policy_loss.op import PolicyCall
 from logpi.ops.policy_loss.loss import PolicyLoss, Sums, Tokens, added, loss_of, metrics, sums
@@ -42,53 +42,71 @@ def loss_and_gradients(
     kernels: Any, call: PolicyCall, needs: tuple[bool, bool, bool]
 ) -> tuple[PolicyLoss, Grads]:
     """And the gradients of hidden states, weight and bias, those that `needs` asks for."""
-    head, flows = Head(call.linear), _flowing(call)
-    num_rows, device = call.linear.head.num_rows, call.linear.hidden_states.device
-    rows = ActiveRows(flows, num_rows)
+    flows = _flowing(call)
     others = call.tokens.mask & ~flows
-    others_left = ActiveRows(others, num_rows)
-    few = take_rows(call.linear.head, rows)
-    x = rows.take(call.linear.hidden_states).to(head.product_dtype)
+    left = ActiveRows(others, call.linear.head.num_rows)
+    total, totals, grads = _with_gradient(kernels, call, flows, needs)
+    if left.count(settle=True):
+        told, more = _without_gradient(kernels, call, others)
+        total, totals = total + told, added(totals, more)
+    return PolicyLoss(total.to(call.dtype), metrics(totals, call.dtype)), grads
+
+
+def _with_gradient(
+    kernels: Any, call: PolicyCall, mask: Tensor, needs: tuple[bool, bool, bool]
+) -> tuple[Tensor, Sums, Grads]:
+    """Loss, sums and gradients of the rows of `mask`: three products."""
+    head, linear = Head(call.linear), call.linear
+    rows = ActiveRows(mask, linear.head.num_rows)
+    few = take_rows(linear.head, rows)
+    x = rows.take(linear.hidden_states).to(head.product_dtype)
     tokens = _take(call.tokens, rows)
-    plan = chunk_plan(head, len(x), call.linear.workspace_bytes)
-    logits = torch.empty(plan.rows, plan.stride, dtype=call.linear.dtype, device=device)
+    plan = chunk_plan(head, len(x), linear.workspace_bytes)
+    buffer = x.new_empty(plan.rows, plan.stride, dtype=linear.dtype)
     gradients = _Gradients(head, rows, plan, needs)
-    total: Tensor | None = None
+    total = torch.zeros((), dtype=torch.float64, device=x.device)
     totals: Sums = {}
-    queued = 0
     for top in range(0, max(len(x), 1), plan.rows):  # at least once: gradients of 0 are written too
         if top and top >= rows.count(settle=True):
             break
-        bottom = min(top + plan.rows, len(x))
-        operand = tiles.padded(x[top:bottom], plan.block)
-        state, targets = new_state(slice_rows(few, top, bottom))
-        for begin, end in plan.tiles(head):
-            bottom = min(bottom, max(rows.count(settle=queued >= tiles.SETTLED_AFTER), top))
-            high = -(-(bottom - top) // plan.block) * plan.block
-            tile = logits[:high, begin - head.begin : end - head.begin]
-            products.logits_into(
-                tile, operand[:high], head.weight(begin, end), head.bias(begin, end)
-            )
-            part = tile_call(slice_rows(few, top, bottom), tile[: bottom - top], begin, end)
-            kernels.fold(part, state[: bottom - top], targets[: bottom - top])
-            queued += 1
-        chunk, n = slice_rows(few, top, bottom), bottom - top
-        entries = head.end - head.begin
-        out, stats = finish(chunk, state[:n], targets[:n], entries, kernels.REFERENCE)
-        part_loss, part_sums, worth = _worth(call, chunk, out, _slice(tokens, top, bottom))
-        total = part_loss if total is None else total + part_loss
-        totals = added(totals, part_sums)
+        logits, state, targets = _fold_chunk(kernels, head, rows, few, x, buffer, plan, top)
+        bottom = top + len(logits)
+        chunk = tile_call(slice_rows(few, top, bottom), logits, head.begin, head.end)
+        out, stats = finish(chunk, state, targets, logits.shape[1], kernels.REFERENCE)
+        loss, more, worth = _worth(call, chunk, out, _slice(tokens, top, bottom))
+        total, totals = total + loss, added(totals, more)
+        kernels.backward(chunk, out.log_probs, stats, *worth)  # the logits are now their gradient
+        gradients.add(logits, x, top, alone=rows.count(settle=True) <= plan.rows)
+    return total, totals, gradients.finished()
 
-        grad = logits[:n, : head.end - head.begin]
-        whole = tile_call(chunk, grad, head.begin, head.end)
-        kernels.backward(whole, out.log_probs, stats, *worth)
-        gradients.add(grad, x, top, alone=rows.count(settle=True) <= plan.rows)
-    assert total is not None
-    if others_left.count(settle=True):
-        told, more = _without_gradient(kernels, call, others)
-        total, totals = total + told, added(totals, more)
-    dtype = call.dtype
-    return PolicyLoss(total.to(dtype), metrics(totals, dtype)), gradients.finished()
+
+def _fold_chunk(
+    kernels: Any,
+    head: Head,
+    rows: ActiveRows,
+    few: Call,
+    x: Tensor,
+    buffer: Tensor,
+    plan: ChunkPlan,
+    top: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The logits `[n, W]` of the chunk from row `top` on, in `buffer`; their state and targets.
+
+    On a GPU n is known only once a few tiles are queued; those were made for every row there is.
+    """
+    bottom = min(top + plan.rows, len(x))
+    operand = tiles.padded(x[top:bottom], plan.block)
+    state, targets = new_state(slice_rows(few, top, bottom))
+    n = bottom - top
+    for number, (begin, end) in enumerate(plan.tiles(head)):
+        n = min(n, max(rows.count(settle=number >= tiles.SETTLED_AFTER) - top, 0))
+        high = -(-n // plan.block) * plan.block
+        tile = buffer[:high, begin - head.begin : end - head.begin]
+        weight, bias = head.weight(begin, end), head.bias(begin, end)
+        products.logits_into(tile, operand[:high], weight, bias)
+        part = tile_call(slice_rows(few, top, top + n), tile[:n], begin, end)
+        kernels.fold(part, state[:n], targets[:n])
+    return buffer[:n, : head.end - head.begin], state[:n], targets[:n]
 
 
 def _flowing(call: PolicyCall) -> Tensor:
@@ -157,9 +175,9 @@ def chunk_plan(head: Head, num_rows: int, asked: int | None) -> ChunkPlan:
     rows = _ROWS.get(device.type, _GPU_ROWS)
     if asked is not None:
         row_bytes, beside = stride * head.itemsize, width * head.column_bytes
-        rows = (asked - beside) // row_bytes
+        rows = (for_tiles(asked) - beside) // row_bytes
         if rows < 1:
-            least = row_bytes + beside
+            least = with_rest(row_bytes + beside)
             raise ValueError(f"workspace_bytes: expected at least {least}, got {asked}")
     block = tiles.ROW_BLOCK if device.type == "cpu" else 1
     rows = min(rows, -(-max(num_rows, 1) // block) * block)

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from logpi.core import checks
 from logpi.core.backends import AUTO, Backend, select
@@ -176,8 +175,12 @@ class _LinearPolicyLoss(torch.autograd.Function):
         return out.loss, out.metrics
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, _: None) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # not once_differentiable: nothing here depends on an input
+            raise RuntimeError(
+                "linear_policy_loss: the gradients of a kernel have no derivative, and "
+                "create_graph=True asked for one; use backend='torch'"
+            )
         if ctx.grads is None:
             raise RuntimeError(
                 "linear_policy_loss: a second backward needs gradients that the first has handed "

@@ -110,7 +110,7 @@ class PPOClip(TokenObjective):
 class DualClip(PPOClip):
     """PPOClip, and where A < 0 at most -A clip_ratio_c.
 
-    Ye et al. 2020 (arXiv:1912.09729), eq. 5: a token of negative advantage that has become far
+    Ye et al. 2020 (arXiv:1912.09729): a token of negative advantage that has become far
     more likely cannot dominate the batch.
 
     Attributes:
@@ -148,7 +148,7 @@ class DualClip(PPOClip):
 class CISPO(TokenObjective):
     """-A log_probs sg(clamp(r, 1 - clip_ratio_low, 1 + clip_ratio_high)); sg stops the gradient.
 
-    MiniMax 2025 (arXiv:2506.13585), eq. 4: every token keeps a gradient; its weight is bounded.
+    MiniMax 2025 (arXiv:2506.13585): every token keeps a gradient; its weight is bounded.
 
     Attributes:
         clip_ratio_low: distance from 1; 1 or more sets no lower bound, as in the paper.
