@@ -64,11 +64,11 @@ class ActiveRows:
         return taken.masked_fill_(~self.mask.view(shape), 0)  # not * 0: NaN would stay
 
     def put(self, rows: Tensor) -> Tensor:
-        """The inverse of `take`: `[N, ..]`, 0 in the rows that were left out."""
+        """The inverse of `take`: `[N, ..]`, 0 in the rows that were left out. `rows` is used up."""
         if self.index is None:
             return rows
         if self.mask is not None:
-            rows = rows.masked_fill(~self.mask.view((-1,) + (1,) * (rows.dim() - 1)), 0)
+            rows = rows.masked_fill_(~self.mask.view((-1,) + (1,) * (rows.dim() - 1)), 0)
         out = rows.new_zeros((self.num_rows, *rows.shape[1:]))
         return out.index_copy_(0, self.index, rows)
 

@@ -49,8 +49,9 @@ def merge(states: Tensor, call: Call) -> Tensor:
     """`[P, N, 7]`, the states of P parts of the vocabulary in any order, as one `[N, 7]`."""
     tops = states[..., TOP]
     top = tops.amax(0)  # NaN before all
-    place = states[..., AT].masked_fill(tops != top, torch.inf)
-    winner = place.argmin(0, keepdim=True)  # the lowest id among equals
+    logit = states[..., TOP_LOGIT].masked_fill(tops != top, -torch.inf)
+    place = states[..., AT].masked_fill((tops != top) | (logit != logit.amax(0)), torch.inf)
+    winner = place.argmin(0, keepdim=True)  # a softcap may make equals; then the lowest id
     by = factor(call)
     scale = (by if isinstance(by, float) else by[:, 0]) / _LN2
     t = ((tops - top) * scale).clamp(min=-1000.0).nan_to_num(nan=-1000.0)  # (-inf) - (-inf)

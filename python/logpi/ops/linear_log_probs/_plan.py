@@ -12,6 +12,9 @@ WORKSPACE = {"cpu": 64 * MIB}  # elsewhere:
 _GPU_WORKSPACE = 256 * MIB
 _FORWARD_WIDTH = 8192  # columns of a forward tile; a row's bits depend on it, so on nothing else
 _BACKWARD_WIDTH = 16384  # at most
+_CACHED = (
+    32 * MIB
+)  # a forward tile is folded out of a last-level cache, where there is one so large
 _LEAST_ROWS = 128  # that a forward tile has room for, or it becomes narrower
 _LEAST_WIDTH = 64
 _BLOCK = 16  # rows that are always made together
@@ -41,7 +44,7 @@ def forward_plan(columns: tuple[int, int], column_bytes: int, itemsize: int, roo
     width, space = _FORWARD_WIDTH, for_tiles(room)
     while width > _LEAST_WIDTH and width * (_LEAST_ROWS * itemsize + column_bytes) > space:
         width //= 2
-    rows = (space - width * column_bytes) // (width * itemsize)
+    rows = min(space - width * column_bytes, _CACHED) // (width * itemsize)
     if rows < _BLOCK:
         least = _LEAST_WIDTH * (column_bytes + _BLOCK * itemsize)
         raise ValueError(f"workspace_bytes: expected at least {with_rest(least)}, got {room}")
