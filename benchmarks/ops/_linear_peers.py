@@ -73,12 +73,11 @@ def liger_grpo(hidden: Tensor, weight: Tensor, ids: Tensor, slope: Tensor) -> Te
 def policy_loss(
     hidden: Tensor, weight: Tensor, ids: Tensor, slope: Tensor, log_probs: Tensor
 ) -> Tensor:
-    """THE PLACE of logpi.linear_policy_loss, the head of 3 products: a loss that has this slope.
+    """Ours, the head of 3 products: one sequence, a loss that has this slope. The policy before the
+    update is this one, so that the ratio is 1."""
+    from logpi import linear_policy_loss
 
-    benchmarks/ops/linear_log_probs.py leaves it out, and says so, while logpi has no such op.
-    """
-    import logpi
-
-    # the policy before the update is this one, so that the ratio is 1
-    mask, advantages, old = torch.ones_like(ids, dtype=torch.bool), slope * -len(ids), log_probs
-    return logpi.linear_policy_loss(hidden, weight, ids, old, advantages, mask).loss  # type: ignore[attr-defined,no-any-return]
+    mask, advantages = torch.ones_like(ids, dtype=torch.bool)[None], (slope * -len(ids))[None]
+    return linear_policy_loss(
+        hidden[None], weight, ids[None], log_probs[None], advantages, mask
+    ).loss

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-import logpi
 from benchmarks.harness import TOTAL, Group, Provider
 from benchmarks.ops import _linear_peers as peers
 from benchmarks.ops._hidden import BOTH, LOSS, MASKED, ONE, SLICED, UNWEIGHTED
@@ -141,13 +140,12 @@ def _wide(case: Case, name: str, row: str, beside: str) -> list[Form]:
 
 
 def _policy_loss(case: Case) -> Form:
-    """The second op of this head; peers.policy_loss is its place."""
-    absent = None if hasattr(logpi, "linear_policy_loss") else "logpi has no linear_policy_loss yet"
+    """The second op of this head: gradients in the forward."""
 
     def function(hidden: Tensor, weight: Tensor, ids: Tensor, slope: Tensor) -> Tensor:
         return peers.policy_loss(hidden, weight, ids, slope, case.log_probs)
 
-    return Form("logpi linear_policy_loss", function, LOSS, "ours", THREE, refusal=absent)
+    return Form("logpi linear_policy_loss", function, LOSS, "ours", THREE)
 
 
 # ---- the others ----------------------------------------------------------------------------------
