@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-import logpi
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `benchmarks` is not installed
 
 from benchmarks import devices, report, run
@@ -75,7 +73,7 @@ def test_linear_log_probs_end_to_end(
     both_ways = [r for r in ran if r["pass"] == TOTAL and r["peak_bytes"] is not None]
     assert all(0 <= r["beyond_bytes"] <= r["peak_bytes"] for r in both_ways)
     policy = next(row for row in table if row["provider"] == "logpi linear_policy_loss")
-    assert hasattr(logpi, "linear_policy_loss") or policy["refusal"].endswith("policy_loss yet")
+    assert policy["max_error"] is not None
 
     report.show(result | {"tests": "green"})
     shown, page = capsys.readouterr().out, report.markdown(result | {"tests": "green"})

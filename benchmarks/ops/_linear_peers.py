@@ -73,11 +73,12 @@ def liger_grpo(hidden: Tensor, weight: Tensor, ids: Tensor, slope: Tensor) -> Te
 def policy_loss(
     hidden: Tensor, weight: Tensor, ids: Tensor, slope: Tensor, log_probs: Tensor
 ) -> Tensor:
-    """Ours, the head of 3 products: one sequence, a loss that has this slope. The policy before the
-    update is this one, so that the ratio is 1."""
+    """Ours, the head of 3 products: one sequence, a loss that has this slope. Of the objectives the
+    one without a ratio, which rounding could push over a clip."""
     from logpi import linear_policy_loss
+    from logpi.objectives import Reinforce
 
     mask, advantages = torch.ones_like(ids, dtype=torch.bool)[None], (slope * -len(ids))[None]
     return linear_policy_loss(
-        hidden[None], weight, ids[None], log_probs[None], advantages, mask
+        hidden[None], weight, ids[None], log_probs[None], advantages, mask, objective=Reinforce()
     ).loss

@@ -44,7 +44,6 @@ class Form(NamedTuple):
     beside: str = FOUR  # in training
     compiles: bool = False
     asks: str = ""  # where that is not what it computes
-    refusal: str | None = None
 
 
 def groups(case: Case) -> list[Group]:
@@ -247,7 +246,7 @@ def _provider(
     slow = not case.hidden.is_cuda and case.hidden.numel() * len(case.weight) > SLOW
     rounds = 1 if slow and form.role == "peer" else None
     return Provider(
-        form.name, stages, form.role, form.computes, compiles=form.compiles, refusal=form.refusal,
+        form.name, stages, form.role, form.computes, compiles=form.compiles,
         beside=(beside,), returns=returns, rounds=rounds, asks=form.asks or form.computes,
     )  # fmt: skip
 
