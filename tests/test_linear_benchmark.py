@@ -72,8 +72,7 @@ def test_linear_log_probs_end_to_end(
     }
     both_ways = [r for r in ran if r["pass"] == TOTAL and r["peak_bytes"] is not None]
     assert all(0 <= r["beyond_bytes"] <= r["peak_bytes"] for r in both_ways)
-    policy = next(row for row in table if row["provider"] == "logpi linear_policy_loss")
-    assert policy["max_error"] is not None
+    assert any(row["provider"] == "logpi linear_policy_loss" for row in judged)
 
     report.show(result | {"tests": "green"})
     shown, page = capsys.readouterr().out, report.markdown(result | {"tests": "green"})
