@@ -54,8 +54,8 @@ def select(op: str, rows: Sequence[Backend], name: str, call: Any) -> Backend:
     """
     if name == AUTO:
         name = _DEFAULT
-    for row in rows:
-        if name in (AUTO, row.name) and row.refusal(call) is None:
+    for row in rows:  # refusal() spelled out: a small call is as long as this loop
+        if name in (AUTO, row.name) and (row.unavailable() or row.why_not(call)) is None:
             return row
     if name != AUTO and name not in (row.name for row in rows):
         known = ", ".join(repr(known) for known in (AUTO, *(row.name for row in rows)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from types import ModuleType
 
 import torch
@@ -22,8 +23,11 @@ def launchers() -> ModuleType:
 
 def unavailable() -> str | None:
     """Why no launcher can run on this machine, or None."""
-    if _emulator is not None:
-        return None
+    return None if _emulator is not None else _no_gpu()
+
+
+@cache  # every call asks, and a process keeps its answer
+def _no_gpu() -> str | None:
     if not launchers().has_cuda:
         return "logpi was built without its CUDA kernels (no nvcc was found, or LOGPI_CUDA=OFF)"
     if torch.version.hip is not None:

@@ -11,6 +11,7 @@ logits once more. docs/ops/token_log_probs.md derives both.
 from __future__ import annotations
 
 import os
+from functools import cache
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -84,7 +85,7 @@ def _needs_plain_rows(call: Call) -> str | None:
 
 
 def _needs_plain_cpu(call: Call) -> str | None:
-    if call.logits.device.type != "cpu":
+    if not call.logits.is_cpu:
         return f"needs logits on a CPU, got {call.logits.device}"
     return _needs_plain_rows(call)
 
@@ -105,6 +106,7 @@ def _needs_plain_gpu(call: Call) -> str | None:
     return _needs_plain_rows(call)
 
 
+@cache  # every call asks, and a process keeps its answer
 def _needs_triton() -> str | None:
     if not _HAS_TRITON:
         return "needs the package triton, which is not installed"
@@ -228,7 +230,9 @@ class _TokenLogProbs(torch.autograd.Function):
         ctx.save_for_backward(*call[:6], out.log_probs, stats)
         ctx.settings, ctx.row, ctx.spent = call[6:], row, False
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*(field for field in out[2:] if field is not None))
+        constants = [field for field in out[2:] if field is not None]
+        if constants:
+            ctx.mark_non_differentiable(*constants)
         return tuple(out)
 
     @staticmethod
@@ -272,15 +276,19 @@ def check_call(
     checks.dtype("token_ids", token_ids, torch.int64, torch.int32)
     checks.device("token_ids", token_ids, device)
     shape = token_ids.shape
-    num_rows, ids_per_row = lead.numel(), 1
-    if shape != lead:
+    ids_per_row = 1
+    if shape == lead:
+        num_rows = token_ids.numel()
+    else:
+        num_rows = lead.numel()
         if shape[:-1] != lead or not shape:
             raise ValueError(
                 f"token_ids: expected shape {tuple(lead)} or {(*lead, 'K')} for logits "
                 f"{tuple(logits.shape)}, got {tuple(shape)}"
             )
         ids_per_row = shape[-1]
-    ids = token_ids.long().contiguous()
+    ids = token_ids if token_ids.dtype == torch.int64 else token_ids.long()
+    ids = ids if ids.is_contiguous() else ids.contiguous()
 
     if vocab_size is None:
         vocab_size = columns
@@ -292,12 +300,12 @@ def check_call(
         raise ValueError("logits: expected at least one vocabulary entry, got V = 0")
 
     temperatures = None
-    if isinstance(temperature, Tensor):
+    if isinstance(temperature, float) or not isinstance(temperature, Tensor):
+        checks.positive("temperature", temperature)
+    else:
         wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
         temperatures = _per_row("temperature", temperature, lead, device, wide)
         temperature = 1.0
-    else:
-        checks.positive("temperature", temperature)
     if loss_mask is not None:
         loss_mask = _per_row("loss_mask", loss_mask, lead, device, torch.bool)
     if softcap is not None:
