@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 PYTEST = $(RUN) -m pytest
+# Two processes that do not spin while they wait for each other's threads.
+PARALLEL = OMP_WAIT_POLICY=PASSIVE $(PYTEST) -n 2 --dist worksteal
 SOURCES = pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 
 # A machine with a GPU keeps the torch it has; elsewhere the pins of the dev extra choose one.
@@ -16,12 +18,13 @@ demo: build
 # One process per tier: fast first, then machine code, sanitizers, what needs many GB, Triton's
 # interpreter, the frameworks.
 test: lint
-	$(PYTEST) -m "not slow and not frameworks and not gpu" --ignore=tests/gates
+	$(RUN) tests/cpp/build.py > /dev/null || true  # once, and not by each process; tests say why not
+	$(PARALLEL) -m "not slow and not frameworks and not gpu" --ignore=tests/gates
 	$(MAKE) gates
 	$(MAKE) sanitize
 	$(PYTEST) -m "slow and not frameworks and not gpu" --ignore=tests/gates
-	TRITON_INTERPRET=1 $(PYTEST) tests/ops -k triton -m "not slow and not gpu"
-	HF_HUB_OFFLINE=1 $(PYTEST) -m "frameworks and not gpu"
+	TRITON_INTERPRET=1 $(PARALLEL) tests/ops -k triton -m "not slow and not gpu"
+	HF_HUB_OFFLINE=1 $(PARALLEL) -m "frameworks and not gpu"
 	$(RUN) -c "import sys, torch; sys.exit(not torch.cuda.is_available())" || exit 0; \
 	    $(PYTEST) -m gpu
 
@@ -32,7 +35,7 @@ gates: build
 # The CUDA kernels on a CPU, under each sanitizer; a report ends the run.
 sanitize: build
 	for variant in address thread initcheck; do \
-	    $(RUN) tests/cpp/sanitized.py $$variant -m pytest tests/ops -k cuda --capture=sys \
+	    $(RUN) tests/cpp/sanitized.py $$variant -m pytest tests/ops -k cuda --capture=sys -n 2 \
 	        -m "not slow and not frameworks and not gpu" || exit 1; \
 	done
 

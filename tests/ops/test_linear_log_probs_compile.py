@@ -37,11 +37,11 @@ OPTIONS = option_sets()
 
 
 @pytest.fixture
-def fresh_dynamo(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    # outputs_and_gradients goes backward several times, which donated buffers do not survive
-    monkeypatch.setattr(functorch_config, "donated_buffer", False)
+def fresh_dynamo() -> Iterator[None]:
     torch._dynamo.reset()
-    yield
+    # outputs_and_gradients goes backward several times, which donated buffers do not survive
+    with functorch_config.patch(donated_buffer=False):
+        yield
     torch._dynamo.reset()
 
 
