@@ -368,10 +368,10 @@ def test_a_bad_value_is_found_in_the_callers_row(row: Row) -> None:
     linear_log_probs(hidden, weight, ids, loss_mask=mask, backend=row.backend)
 
 
-def test_a_backward_that_does_not_fit_says_what_it_needs(kernel_row: Row) -> None:
+def test_a_backward_that_does_not_fit_says_what_it_needs() -> None:
     hidden, weight, ids = problem()
     out = linear_log_probs(
-        hidden.requires_grad_(), weight, ids, workspace_bytes=4300, backend=kernel_row.backend
+        hidden.requires_grad_(), weight, ids, workspace_bytes=4300, backend="cpu"
     )
     need = -(-64 * N * 4 * 32 // 31)  # a 32nd is not for tiles
     with pytest.raises(ValueError, match=f"at least {need} for the backward of {N} rows, got 4300"):

@@ -266,6 +266,8 @@ def test_rows_that_are_counted_late(
     kernel_row: Row, rows: str, chunk: int | None, waits: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The order of a GPU, which nothing may make wait while a graph is captured."""
+    if kernel_row.tiny:
+        pytest.skip(f"{kernel_row}: the order of rows is not the kernels' business")
     p = problem()
     if rows == "none":
         p["loss_mask"][:] = False

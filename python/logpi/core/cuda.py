@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from types import ModuleType
 
 import torch
 
 _emulator: ModuleType | None = None
+# Every call asks, and a process keeps its answers; functools.cache would stop torch.compile.
+_found: list[str | None] = []  # why no launcher can run
+_gpu: list[bool] = []
 
 
 def launchers() -> ModuleType:
@@ -23,18 +25,28 @@ def launchers() -> ModuleType:
 
 def unavailable() -> str | None:
     """Why no launcher can run on this machine, or None."""
-    return None if _emulator is not None else _no_gpu()
+    if _emulator is not None:
+        return None
+    if not _found:
+        _found.append(_no_gpu())
+    return _found[0]
 
 
-@cache  # every call asks, and a process keeps its answer
 def _no_gpu() -> str | None:
     if not launchers().has_cuda:
         return "logpi was built without its CUDA kernels (no nvcc was found, or LOGPI_CUDA=OFF)"
     if torch.version.hip is not None:
         return "needs an NVIDIA GPU, and this torch is built for AMD's"
-    if not torch.cuda.is_available():
+    if not torch_sees_a_gpu():
         return "torch sees no NVIDIA GPU"
     return None
+
+
+def torch_sees_a_gpu() -> bool:
+    """Of whatever make."""
+    if not _gpu:
+        _gpu.append(torch.cuda.is_available())
+    return _gpu[0]
 
 
 def device_type() -> str:

@@ -11,7 +11,6 @@ logits once more. docs/ops/token_log_probs.md derives both.
 from __future__ import annotations
 
 import os
-from functools import cache
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -106,11 +105,10 @@ def _needs_plain_gpu(call: Call) -> str | None:
     return _needs_plain_rows(call)
 
 
-@cache  # every call asks, and a process keeps its answer
 def _needs_triton() -> str | None:
     if not _HAS_TRITON:
         return "needs the package triton, which is not installed"
-    if not _INTERPRETED and not torch.cuda.is_available():
+    if not _INTERPRETED and not cuda.torch_sees_a_gpu():
         return "needs a GPU, and found none (nor TRITON_INTERPRET=1, which runs it on a CPU)"
     return None
 
