@@ -156,3 +156,9 @@ def test_trls_chunked_function_gives_the_same_numbers() -> None:
     found, truth = peers.trl_chunked(*given), peers.full_logits(*given)
     for value, expected in zip(found, truth, strict=True):
         torch.testing.assert_close(value, expected)
+
+
+def test_a_case_that_is_left_out_costs_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It once ended the run that it was spared in, and every number with it."""
+    monkeypatch.setattr(op, "groups", lambda _: [])
+    assert run.measure("linear_log_probs", [TINY], ["float32"], "cpu", 0.0)["rows"] == []
