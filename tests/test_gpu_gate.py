@@ -24,7 +24,7 @@ def gate(*phases: str, **environment: str) -> tuple[int, dict[str, tuple[str, st
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=1800,
     )
     last = done.stdout.rpartition("\nphase ")[2]
     lines = re.findall(r"^(\w+) +(ran|skipped|failed) +\d+ s  (.*)$", last, re.MULTILINE)

@@ -71,9 +71,11 @@ TokenLogProbsParams params(int dtype, uintptr_t logits, const py::tuple& sizes,
   return p;
 }
 
-TokenLogProbsForward forward_params(const TokenLogProbsParams& call, uintptr_t log_probs,
-                                    uintptr_t entropy, uintptr_t collision, uintptr_t lse,
-                                    uintptr_t top1, uintptr_t mean_logit, uintptr_t stats) {
+[[maybe_unused]] TokenLogProbsForward forward_params(const TokenLogProbsParams& call,
+                                                     uintptr_t log_probs, uintptr_t entropy,
+                                                     uintptr_t collision, uintptr_t lse,
+                                                     uintptr_t top1, uintptr_t mean_logit,
+                                                     uintptr_t stats) {
   TokenLogProbsForward p{};
   static_cast<TokenLogProbsParams&>(p) = call;
   p.log_probs = at<float>(log_probs);
@@ -86,11 +88,10 @@ TokenLogProbsForward forward_params(const TokenLogProbsParams& call, uintptr_t l
   return p;
 }
 
-TokenLogProbsBackward backward_params(const TokenLogProbsParams& call, uintptr_t log_probs,
-                                      uintptr_t stats, uintptr_t grad_log_probs,
-                                      uintptr_t grad_entropy, uintptr_t grad_logits,
-                                      const py::tuple& grad_sizes, const py::tuple& grad_strides,
-                                      int64_t row_length) {
+[[maybe_unused]] TokenLogProbsBackward backward_params(
+    const TokenLogProbsParams& call, uintptr_t log_probs, uintptr_t stats, uintptr_t grad_log_probs,
+    uintptr_t grad_entropy, uintptr_t grad_logits, const py::tuple& grad_sizes,
+    const py::tuple& grad_strides, int64_t row_length) {
   TokenLogProbsBackward p{};
   static_cast<TokenLogProbsParams&>(p) = call;
   p.log_probs = at<const float>(log_probs);
