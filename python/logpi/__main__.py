@@ -24,8 +24,11 @@ def info() -> None:
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     print(f"gpus    {', '.join(gpus) or 'none'}")
     for module in pkgutil.iter_modules(ops.__path__):
+        rows = getattr(importlib.import_module(f"logpi.ops.{module.name}"), "BACKENDS", None)
+        if rows is None:  # formulas that ops share
+            continue
         print(f"\n{module.name}")
-        for row, reason in explain(importlib.import_module(f"logpi.ops.{module.name}").BACKENDS):
+        for row, reason in explain(rows):
             print(f"  {row:8}{'can serve' if reason is None else reason}")
 
 
