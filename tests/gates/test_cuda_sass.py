@@ -28,7 +28,7 @@ from sass import (
 
 SAMPLES = Path(__file__).parent / "samples"
 SOURCES = sorted((ROOT / "csrc").glob("*/*.cu"))
-SHIPPED = {"sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "compute_120"}
+SHIPPED = {"sm_80", "sm_90", "sm_100", "sm_120", "compute_120"}
 
 # Every kernel of csrc/, by a pattern of its instances, the first that fits: what each must keep to.
 # 80 registers are three blocks of 256 threads on a multiprocessor, 64 four; a softcap works in
