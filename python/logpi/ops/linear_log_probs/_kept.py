@@ -17,7 +17,7 @@ from logpi.core import vocab_parallel
 from logpi.core.active_rows import ActiveRows
 from logpi.ops.linear_log_probs import _products as products
 from logpi.ops.linear_log_probs._plan import backward_plan, workspace
-from logpi.ops.linear_log_probs._tiles import Head, shaped, take_rows
+from logpi.ops.linear_log_probs._tiles import Head, by_row, shaped, take_rows
 from logpi.ops.linear_log_probs.op import LinearCall
 from logpi.ops.token_log_probs import TokenLogProbs
 from logpi.ops.token_log_probs.op import Call
@@ -106,12 +106,10 @@ def backward(
     grad_entropy: Tensor | None,
     needs: tuple[bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    head, rows, num_rows = Head(call), _rows(call), call.head.num_rows
+    head, rows = Head(call), _rows(call)
     log_probs, stats, values = kept
     entries, few = Entries(call.head, rows), take_rows(call.head, rows)
-    num_ids = call.head.ids_per_row  # -1 would be ambiguous with no rows
-    g = None if grad_log_probs is None else grad_log_probs.reshape(num_rows, num_ids).float()
-    h = None if grad_entropy is None else grad_entropy.reshape(num_rows).float()
+    g, h = by_row(call.head, grad_log_probs, grad_entropy)
     saved = [None if s is None else rows.take(s) for s in (log_probs, stats, g, h)]
     grad = torch.empty_like(values)
     for part, (top, bottom) in _side_by_side(call, entries, few, values):

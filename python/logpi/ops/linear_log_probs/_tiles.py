@@ -139,9 +139,7 @@ def backward(
     """The gradients of hidden states, weight and bias, those that `needs` asks for."""
     head, num_rows = Head(call), call.head.num_rows
     log_probs, stats, tiles = kept
-    num_ids = call.head.ids_per_row  # -1 would be ambiguous with no rows
-    g = None if grad_log_probs is None else grad_log_probs.reshape(num_rows, num_ids).float()
-    h = None if grad_entropy is None else grad_entropy.reshape(num_rows).float()
+    g, h = by_row(call.head, grad_log_probs, grad_entropy)
     rows = ActiveRows(_flowing(call.head, g, h), num_rows)
     gradients = Gradients(head, rows, needs)
     few = take_rows(call.head, rows)
@@ -230,6 +228,17 @@ class Gradients:
                 vocab_parallel.sum_over_ranks(hidden, call.process_group)
             hidden = self.rows.put(hidden.to(call.hidden_states.dtype))
         return hidden, None if self.adds else self.weight, self.bias
+
+
+def by_row(
+    head: Call, grad_log_probs: Tensor | None, grad_entropy: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """The upstream gradients as float32 `[N, K]` and `[N]`."""
+    shape = head.num_rows, head.ids_per_row  # -1 would be ambiguous with no rows
+    return (
+        None if grad_log_probs is None else grad_log_probs.reshape(shape).float(),
+        None if grad_entropy is None else grad_entropy.reshape(shape[0]).float(),
+    )
 
 
 def _flowing(head: Call, g: Tensor | None, h: Tensor | None) -> Tensor | None:
