@@ -25,10 +25,9 @@ def widens(x: Tensor) -> bool:
 def logits_into(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     """`out [n, w]` = x weight^T + bias."""
     if x.dtype == torch.float32 and x.device.type == "cpu" and len(weight) > _CPU_FLOAT_COLUMNS:
-        parts = weight.split(_CPU_FLOAT_COLUMNS)
-        biases = [None] * len(parts) if bias is None else bias.split(_CPU_FLOAT_COLUMNS)
-        for part in zip(out.split(_CPU_FLOAT_COLUMNS, 1), parts, biases, strict=True):
-            logits_into(part[0], x, *part[1:])
+        for begin in range(0, len(weight), _CPU_FLOAT_COLUMNS):
+            part = slice(begin, begin + _CPU_FLOAT_COLUMNS)
+            logits_into(out[:, part], x, weight[part], None if bias is None else bias[part])
     elif out.dtype != x.dtype:
         torch.mm(x, weight.t(), out_dtype=out.dtype, out=out)
         if bias is not None:
