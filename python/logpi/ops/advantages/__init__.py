@@ -1,0 +1,1 @@
+"""Advantages from outcome rewards, whatever the grouping."""
