@@ -10,8 +10,8 @@ from logpi.ops.gae import _triton_kernels as kernels
 from logpi.ops.gae.op import Call, Gae
 from logpi.ops.token_log_probs._triton import LANES, on_device
 
-BLOCK = 2048  # tokens a program scans at a time. Measured on no device yet
-THREADS = 256
+BLOCK = 1024  # tokens a program scans at a time. Measured on no device yet
+THREADS = 512  # two tokens each, as pairs of float64: with four, half as many warps would fit
 
 
 def forward(call: Call) -> Gae:

@@ -34,7 +34,8 @@ def scan_kernel(
     """A row of `[B, T]`; with `moments`, also (count, mean, square) of its advantages.
 
     What a token hands to the one before it is x_t = ahead V_t + decay (r_t + x_(t+1)); a masked
-    token hands on what it was given. Position t scans token t + 1, and so finds x_(t+1).
+    token hands on what it was given. Lanes count tokens from the row's end, so that a scan goes
+    forward (a reversed one shuffles all lanes twice); the lane of t scans t + 1, to find x_(t+1).
     """
     start = tl.program_id(0).to(tl.int64) * num_tokens
     decay = tl.zeros([], tl.float64) + decay_high + decay_low
@@ -42,24 +43,25 @@ def scan_kernel(
     lanes = tl.arange(0, BLOCK)
     behind = tl.zeros([], tl.float64)  # what the block behind this one hands over
     count, mean, square = behind, behind, behind
-    for back in range(0, tl.cdiv(num_tokens, BLOCK)):
-        at = (tl.cdiv(num_tokens, BLOCK) - 1 - back) * BLOCK + lanes
+    for back in range(0, num_tokens, BLOCK):
+        at = num_tokens - 1 - back - lanes
         there = start + at + 1
-        live = tl.load(loss_mask + there, mask=at + 1 < num_tokens, other=0) != 0
+        inside = (at + 1 >= 0) & (at + 1 < num_tokens)
+        live = tl.load(loss_mask + there, mask=inside, other=0) != 0
         r = tl.load(rewards + there, mask=live, other=0.0).to(tl.float64)
         v = tl.load(values + there, mask=live, other=0.0).to(tl.float64)
         slope = tl.where(live, decay, 1.0)
-        slope, offset = tl.associative_scan((slope, ahead * v + decay * r), 0, then, reverse=True)
+        slope, offset = tl.associative_scan((slope, ahead * v + decay * r), 0, then)
         handed = slope * behind + offset
-        behind = tl.sum(tl.where(lanes == 0, handed, 0.0), 0)
+        behind = tl.sum(tl.where(lanes == BLOCK - 1, handed, 0.0), 0)
 
-        inside = at < num_tokens
-        live = tl.load(loss_mask + (start + at), mask=inside, other=0) != 0
-        g = tl.load(rewards + (start + at), mask=live, other=0.0).to(tl.float64) + handed
-        a = g - tl.load(values + (start + at), mask=live, other=0.0).to(tl.float64)
+        there, inside = start + at, at >= 0
+        live = tl.load(loss_mask + there, mask=inside, other=0) != 0
+        g = tl.load(rewards + there, mask=live, other=0.0).to(tl.float64) + handed
+        a = g - tl.load(values + there, mask=live, other=0.0).to(tl.float64)
         g, a = tl.where(live, g, 0.0), tl.where(live, a, 0.0)
-        tl.store(returns + (start + at), g.to(tl.float32), mask=inside)
-        tl.store(advantages + (start + at), a.to(advantages.dtype.element_ty), mask=inside)
+        tl.store(returns + there, g.to(tl.float32), mask=inside)
+        tl.store(advantages + there, a.to(advantages.dtype.element_ty), mask=inside)
         if moments is not None:
             n = tl.sum(live.to(tl.float64), 0)
             m = tl.sum(a, 0) / tl.maximum(n, 1.0)

@@ -154,8 +154,8 @@ def check_call(
     if not isinstance(whiten, bool):
         raise TypeError(f"whiten: expected a bool, got {type(whiten).__name__}")
     wide = torch.float64 if rewards.dtype == torch.float64 else torch.float32
-    operands = (x.detach().to(wide).contiguous() for x in (rewards, values))
-    return Call(*operands, mask.contiguous(), float(gamma), float(lam), whiten)
+    rewards, values = (x.detach().to(wide).contiguous() for x in (rewards, values))
+    return Call(rewards, values, mask.contiguous(), float(gamma), float(lam), whiten)
 
 
 def check_mask(loss_mask: Tensor) -> Tensor:
