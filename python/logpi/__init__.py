@@ -1,6 +1,6 @@
 """logpi: the loss head of RL post-training. Importing it imports torch and nothing heavier."""
 
-from logpi import advantages, objectives
+from logpi import advantages, diagnostics, objectives
 from logpi.core.backends import BackendError
 from logpi.core.support import KeepSet
 from logpi.ops.linear_log_probs import linear_log_probs
@@ -15,6 +15,7 @@ __all__ = [
     "PolicyLoss",
     "TokenLogProbs",
     "advantages",
+    "diagnostics",
     "linear_log_probs",
     "linear_policy_loss",
     "objectives",
