@@ -6,6 +6,7 @@ from logpi.core.support import KeepSet
 from logpi.ops.linear_log_probs import linear_log_probs
 from logpi.ops.linear_policy_loss import linear_policy_loss
 from logpi.ops.policy_loss import PolicyLoss
+from logpi.ops.policy_loss.value import value_loss
 from logpi.ops.token_log_probs import TokenLogProbs, token_log_probs
 
 __version__ = "0.1.0"
@@ -20,4 +21,5 @@ __all__ = [
     "linear_policy_loss",
     "objectives",
     "token_log_probs",
+    "value_loss",
 ]
