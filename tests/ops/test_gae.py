@@ -90,6 +90,17 @@ def test_a_mean_far_from_0_costs_no_digits(row: Row) -> None:
     assert_within_budget(ours.advantages, truth.advantages.float(), truth.advantages, ulps=1)
 
 
+def test_rates_are_not_rounded(row: Row) -> None:
+    """To float32, the scalars of some launches."""
+    options = {"whiten": False, "backend": row.backend}
+    rewards, values, mask = torch.full((1, 9), 0.01), torch.ones(1, 9), torch.ones(1, 9)
+    ours = gae(rewards, values, mask, gamma=0.99, lam=0.0, **options).advantages[0, :-1]
+    assert ours.tolist() == pytest.approx([rewards[0, 0].item() + 0.99 - 1] * 8, rel=1e-6, abs=0.0)
+    last, nothing = torch.tensor([1.0]), torch.zeros(1, 40)
+    ours = gae(last, nothing, nothing == 0, gamma=0.7, **options).returns
+    assert ours[0, 0].item() == pytest.approx(0.7**39, rel=1.2e-7, abs=0.0)
+
+
 @pytest.mark.parametrize("junk", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("whiten", [False, True])
 def test_a_masked_token_is_not_there(row: Row, whiten: bool, junk: float) -> None:

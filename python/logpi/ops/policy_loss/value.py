@@ -41,8 +41,7 @@ def value_loss(
 
     Raises:
         ValueError: a shape or value.  TypeError: a dtype.
-    Source: Schulman et al. 2017 (arXiv:1707.06347) in the form of OpenAI's baselines, which
-        clipped values; as the trainers do it.
+    Source: docs/papers.md.
     """
     checks.dtype("values", values, *checks.FLOATS)
     for name, x in (("old_values", old_values), ("returns", returns)):
