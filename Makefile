@@ -49,6 +49,7 @@ lint: build
 bench: build
 	$(RUN) benchmarks/run.py token_log_probs
 	$(RUN) benchmarks/run.py linear_log_probs
+	$(RUN) benchmarks/run.py gae
 
 build: $(VENV)/.ready
 

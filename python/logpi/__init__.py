@@ -1,11 +1,12 @@
 """logpi: the loss head of RL post-training. Importing it imports torch and nothing heavier."""
 
-from logpi import objectives
+from logpi import advantages, diagnostics, objectives
 from logpi.core.backends import BackendError
 from logpi.core.support import KeepSet
 from logpi.ops.linear_log_probs import linear_log_probs
 from logpi.ops.linear_policy_loss import linear_policy_loss
 from logpi.ops.policy_loss import PolicyLoss
+from logpi.ops.policy_loss.value import value_loss
 from logpi.ops.token_log_probs import TokenLogProbs, token_log_probs
 
 __version__ = "0.1.0"
@@ -14,8 +15,11 @@ __all__ = [
     "KeepSet",
     "PolicyLoss",
     "TokenLogProbs",
+    "advantages",
+    "diagnostics",
     "linear_log_probs",
     "linear_policy_loss",
     "objectives",
     "token_log_probs",
+    "value_loss",
 ]
