@@ -115,6 +115,8 @@ VIEWS = [
 def test_a_view_is_read_where_it_lies(
     kernel_row: Row, view: Callable[[Tensor], Tensor], dtype: torch.dtype
 ) -> None:
+    if kernel_row.interpreted and dtype == torch.float16:
+        pytest.skip(f"{kernel_row}: ten seconds for addresses that are those of bfloat16")
     logits, ids = view(values(B, T, V, dtype=dtype)), random_ids(B, T)
     whole = logits._base if logits._base is not None else logits
     before = bits(whole).clone()
