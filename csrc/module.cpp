@@ -5,6 +5,7 @@
 #include "core/isa.h"
 
 namespace logpi {
+void bind_flow_balance(pybind11::module_& m);
 void bind_linear_log_probs(pybind11::module_& m);
 void bind_token_log_probs(pybind11::module_& m);
 #ifdef LOGPI_HAS_CUDA
@@ -33,6 +34,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_isa", [] { return logpi::isa_name(logpi::active_isa()); });
   m.def("force_cpu_isa", &logpi::force_isa, py::arg("name"));
 
+  logpi::bind_flow_balance(m);
   logpi::bind_linear_log_probs(m);
   logpi::bind_token_log_probs(m);
 #ifdef LOGPI_HAS_CUDA
