@@ -98,6 +98,7 @@ def _needs_triton() -> str | None:
 
 BACKENDS = (  # the first row whose why_not answers None serves the call
     Backend("cuda", _HERE + "_cuda", why_not=_needs_cuda, unavailable=cuda.unavailable),
+    Backend("triton", _HERE + "_triton", why_not=_needs_gpu, unavailable=_needs_triton),
     Backend("cpu", _HERE + "_native", why_not=_needs_cpu),
     Backend("torch", _HERE + "reference"),
 )
