@@ -10,18 +10,42 @@ namespace {
 
 #include "core/simd_double.h"
 
-typedef int8_t vbytes __attribute__((vector_size(kLanes)));
-
-// All ones where the mask is True.
+// All ones where the mask is True. GCC 12 would convert bytes, and floats to doubles, one by one.
 LOGPI_INLINE vint lanes_of(const bool* mask) {
+#if defined(__AVX512F__)
+  const __m128i bytes = _mm_loadu_si128((const __m128i*)mask);
+  return (vint)_mm512_movm_epi32(_mm_test_epi8_mask(bytes, bytes));
+#elif defined(__AVX2__)
+  const __m256i words = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)mask));
+  return (vint)words != 0;
+#elif defined(__SSE2__)
+  const __m128i zero = _mm_setzero_si128();
+  int32_t four;
+  __builtin_memcpy(&four, mask, sizeof four);
+  const __m128i bytes = _mm_cvtsi32_si128(four);
+  return (vint)_mm_unpacklo_epi16(_mm_unpacklo_epi8(bytes, zero), zero) != 0;
+#else
+  typedef int8_t vbytes __attribute__((vector_size(kLanes)));
   return __builtin_convertvector(load<vbytes>(mask), vint) != 0;
+#endif
 }
 LOGPI_INLINE void add_where(vdouble (&to)[2], const float* p, vint inside) {
   const vfloat x = from_bits(load<vint>(p) & inside);  // not times the mask: NaN would stay
+#if defined(__AVX512F__)
+  to[0] += (vdouble)_mm512_cvtps_pd(_mm512_castps512_ps256((__m512)x));
+  to[1] += (vdouble)_mm512_cvtps_pd(_mm512_extractf32x8_ps((__m512)x, 1));
+#elif defined(__AVX2__)
+  to[0] += (vdouble)_mm256_cvtps_pd(_mm256_castps256_ps128((__m256)x));
+  to[1] += (vdouble)_mm256_cvtps_pd(_mm256_extractf128_ps((__m256)x, 1));
+#elif defined(__SSE2__)
+  to[0] += (vdouble)_mm_cvtps_pd((__m128)x);
+  to[1] += (vdouble)_mm_cvtps_pd(_mm_movehl_ps((__m128)x, (__m128)x));
+#else
   vfloat_half halves[2];
   __builtin_memcpy(halves, &x, sizeof x);
   to[0] += __builtin_convertvector(halves[0], vdouble);
   to[1] += __builtin_convertvector(halves[1], vdouble);
+#endif
 }
 
 // Every term in double: a sum of 30k tokens in float would lose its last three digits.

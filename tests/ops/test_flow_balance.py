@@ -103,7 +103,7 @@ def test_every_length(kernel_row: Row, columns: int) -> None:
     check(problem(1, rows=3, columns=columns, drift=0.02), kernel_row)
 
 
-# The last: more than 128 and 256, which kernels finish at a time, alone and where two lanes share one.
+# The last two: more than a kernel finishes at a time, by a lane each and by two.
 @pytest.mark.parametrize(("rows", "columns"), [(1, T), (2, T), (257, 3), (130, 1025)])
 def test_every_number_of_sequences(kernel_row: Row, rows: int, columns: int) -> None:
     check(problem(2, rows=rows, columns=columns, drift=0.03), kernel_row)
