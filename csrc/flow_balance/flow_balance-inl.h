@@ -80,11 +80,16 @@ void spread(const bool* mask, float value, float* out, int64_t size) {
   for (; t < size; ++t) out[t] = mask[t] ? value : 0.0f;
 }
 
+// A token is four loads and as many sums: a thread is worth waking for four times as many of them.
+int threads_of(int64_t num_sequences, int64_t num_tokens, int num_threads) {
+  return threads_for(num_sequences * num_tokens / 4, num_threads);
+}
+
 }  // namespace
 
 void flow_balance_sums(const FlowBalanceForward& p, int64_t piece, int64_t pieces,
                        FlowBalanceSums* sums) {
-  const int threads = threads_for(p.num_sequences * p.num_tokens, p.num_threads);
+  const int threads = threads_of(p.num_sequences, p.num_tokens, p.num_threads);
   const int64_t all = p.num_sequences * pieces;
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
   for (int64_t n = 0; n < all; ++n) {
@@ -97,7 +102,7 @@ void flow_balance_sums(const FlowBalanceForward& p, int64_t piece, int64_t piece
 }
 
 void flow_balance_gradient(const FlowBalanceBackward& p, int64_t piece, int64_t pieces) {
-  const int threads = threads_for(p.num_sequences * p.num_tokens, p.num_threads);
+  const int threads = threads_of(p.num_sequences, p.num_tokens, p.num_threads);
   const int64_t all = p.num_sequences * pieces;
   const double upstream = (double)*p.grad_loss;
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
