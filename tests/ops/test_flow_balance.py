@@ -290,7 +290,7 @@ def test_slices_are_read_where_they_lie(kernel_row: Row) -> None:
     wide = dict(p)
     for name, (left, right) in zip(
         ("log_probs", "ref_log_probs", "old_log_probs", "loss_mask"),
-        ((0, 1), (1, 0), (3, 5), (2, 1)),
+        ((0, 1), (1, 1), (3, 5), (2, 1)),
         strict=True,
     ):
         around = torch.full((4, left + 64 + right), math.nan)
