@@ -6,9 +6,11 @@
 
 namespace logpi {
 void bind_gae(pybind11::module_& m);
+void bind_flow_balance(pybind11::module_& m);
 void bind_linear_log_probs(pybind11::module_& m);
 void bind_token_log_probs(pybind11::module_& m);
 #ifdef LOGPI_HAS_CUDA
+void bind_flow_balance_cuda(pybind11::module_& m);
 void bind_linear_log_probs_cuda(pybind11::module_& m);
 void bind_token_log_probs_cuda(pybind11::module_& m);
 #endif
@@ -35,9 +37,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("force_cpu_isa", &logpi::force_isa, py::arg("name"));
 
   logpi::bind_gae(m);
+  logpi::bind_flow_balance(m);
   logpi::bind_linear_log_probs(m);
   logpi::bind_token_log_probs(m);
 #ifdef LOGPI_HAS_CUDA
+  logpi::bind_flow_balance_cuda(m);
   logpi::bind_linear_log_probs_cuda(m);
   logpi::bind_token_log_probs_cuda(m);
 #endif

@@ -126,8 +126,8 @@ def one_word_per_op(root: Path) -> list[str]:
             if not (root / part).exists():
                 breaches.append(f"{op} has no {part}")
         source = (root / f"python/logpi/ops/{op}/op.py").read_text()
-        if not re.search(rf"^def {op}\(", source, re.MULTILINE):
-            breaches.append(f"{op}/op.py does not define {op}")
+        if not re.search(rf"^def {op}(_loss)?\(", source, re.MULTILINE):
+            breaches.append(f"{op}/op.py does not define {op} or {op}_loss")
     for folder in (root / "csrc").glob("*/"):
         if folder.name not in ("core", *ops):
             breaches.append(f"csrc/{folder.name} belongs to no op")

@@ -48,6 +48,11 @@ void launch(const LaunchConfig& at, void (*kernel)(P...), A&&... args) {
                                      std::to_string(at.block.x) + " threads");
 }
 
+// Zeros, without a kernel.
+inline void clear_async(void* p, size_t bytes, cudaStream_t stream) {
+  check_cuda(cudaMemsetAsync(p, 0, bytes, stream), "cudaMemsetAsync");
+}
+
 template <class T>
 __device__ T* dynamic_shared() {
   extern __shared__ __align__(16) unsigned char logpi_dynamic_shared[];

@@ -3,6 +3,7 @@
 from logpi import advantages, diagnostics, objectives
 from logpi.core.backends import BackendError
 from logpi.core.support import KeepSet
+from logpi.ops.flow_balance import FlowBalanceLoss, LogPartition, flow_balance_loss
 from logpi.ops.linear_log_probs import linear_log_probs
 from logpi.ops.linear_policy_loss import linear_policy_loss
 from logpi.ops.policy_loss import PolicyLoss
@@ -12,11 +13,14 @@ from logpi.ops.token_log_probs import TokenLogProbs, token_log_probs
 __version__ = "0.1.0"
 __all__ = [
     "BackendError",
+    "FlowBalanceLoss",
     "KeepSet",
+    "LogPartition",
     "PolicyLoss",
     "TokenLogProbs",
     "advantages",
     "diagnostics",
+    "flow_balance_loss",
     "linear_log_probs",
     "linear_policy_loss",
     "objectives",

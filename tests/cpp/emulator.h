@@ -307,6 +307,8 @@ void launch(const LaunchConfig& at, void (*kernel)(P...), A&&... args) {
   emulator::run(at, [&] { kernel(args...); });
 }
 
+inline void clear_async(void* p, size_t bytes, cudaStream_t) { memset(p, 0, bytes); }
+
 template <class T>
 T* dynamic_shared() {
   return (T*)emulator::dynamic_shared();

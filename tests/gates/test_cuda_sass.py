@@ -34,6 +34,8 @@ SHIPPED = {"sm_80", "sm_90", "sm_100", "sm_120", "compute_120"}
 # 80 registers are three blocks of 256 threads on a multiprocessor, 64 four; a softcap works in
 # double.
 KERNELS: dict[str, Expect] = {
+    "flow_balance_loss": Expect(80, wide_loads=False),  # rows begin anywhere; in double
+    "flow_balance_gradient": Expect(32, wide_loads=False),
     "linear_log_probs_fold_rows<*, false>": Expect(64),
     "linear_log_probs_fold_rows<*, true>": Expect(128),
     "token_log_probs_rows<*, false>": Expect(80),

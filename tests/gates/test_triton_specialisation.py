@@ -16,6 +16,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
+from logpi.ops.flow_balance import _triton as _flow
+from logpi.ops.flow_balance import _triton_kernels as _flow_kernels
+from logpi.ops.flow_balance.op import check_call as check_flow_call
 from logpi.ops.linear_log_probs import _triton as _tiles
 from logpi.ops.linear_log_probs import _triton_kernels as _tile_kernels
 from logpi.ops.linear_log_probs._finish import new_state
@@ -86,6 +89,21 @@ def test_ten_tiles_compile_once(keys: dict[str, set[str]]) -> None:
     }
 
 
+def test_ten_batches_of_sequences_compile_once(keys: dict[str, set[str]]) -> None:
+    for step, length in enumerate((1, 2, 7, 16, 17, 64, 100, 255, 1000, 4096)):
+        tokens = [torch.randn(step + 1, length + 8)[:, :length] for _ in range(3)]
+        mask = torch.ones(step + 1, length, dtype=torch.bool)
+        given = (*tokens, torch.randn(step + 1), torch.randn(step + 1), mask)
+        call = check_flow_call(*given, 1.0 + step, 2.0 + step, None, None, 3 + step)
+        _, _, slopes = _flow.forward(call)
+        _flow.backward(mask, slopes, torch.ones(()), (True, True))
+    assert {name: len(found) for name, found in keys.items()} == {
+        "pieces_kernel": 1,
+        "finish_kernel": 1,
+        "gradient_kernel": 1,
+    }
+
+
 def test_an_option_is_another_kernel(keys: dict[str, set[str]]) -> None:
     """The count above can rise."""
     run(4, 32)
@@ -99,7 +117,7 @@ def test_an_option_is_another_kernel(keys: dict[str, set[str]]) -> None:
 
 
 def test_kernels_are_jitted_without_specialisation() -> None:
-    for module in (_triton_kernels, _triton_backward, _tile_kernels):
+    for module in (_triton_kernels, _triton_backward, _tile_kernels, _flow_kernels):
         for name, kernel in inspect.getmembers(module):
             if name.endswith("_kernel"):
                 for parameter in kernel.params:
