@@ -5,9 +5,11 @@
 #include "core/isa.h"
 
 namespace logpi {
+void bind_covariance_clip(pybind11::module_& m);
 void bind_linear_log_probs(pybind11::module_& m);
 void bind_token_log_probs(pybind11::module_& m);
 #ifdef LOGPI_HAS_CUDA
+void bind_covariance_clip_cuda(pybind11::module_& m);
 void bind_linear_log_probs_cuda(pybind11::module_& m);
 void bind_token_log_probs_cuda(pybind11::module_& m);
 #endif
@@ -33,9 +35,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_isa", [] { return logpi::isa_name(logpi::active_isa()); });
   m.def("force_cpu_isa", &logpi::force_isa, py::arg("name"));
 
+  logpi::bind_covariance_clip(m);
   logpi::bind_linear_log_probs(m);
   logpi::bind_token_log_probs(m);
 #ifdef LOGPI_HAS_CUDA
+  logpi::bind_covariance_clip_cuda(m);
   logpi::bind_linear_log_probs_cuda(m);
   logpi::bind_token_log_probs_cuda(m);
 #endif
