@@ -32,49 +32,99 @@ LOGPI_INLINE unsigned sign_bits(vint x) {
 #endif
 }
 
+LOGPI_INLINE unsigned sign_bits(vlong x) {
+#if defined(__AVX512F__)
+  return _mm512_movepi64_mask((__m512i)x);
+#elif defined(__AVX2__)
+  return (unsigned)_mm256_movemask_pd((__m256d)x);
+#elif defined(__SSE2__)
+  return (unsigned)_mm_movemask_pd((__m128d)x);
+#else
+  return (unsigned)(x[0] < 0) | (unsigned)(x[1] < 0) << 1;
+#endif
+}
+// -1 for each true of [i, end). GCC 12 would convert 16 bytes one by one, hence by name.
+LOGPI_INLINE vint load_flags(const bool* flags, int64_t i, int64_t end) {
+  bool some[kLanes] = {};
+  const bool* at = flags + i;
+  if (i + kLanes > end) {
+    memcpy(some, at, (size_t)(end - i));
+    at = some;
+  }
+#if defined(__AVX512F__)
+  return -(vint)_mm512_cvtepu8_epi32(load<__m128i>(at));
+#elif defined(__AVX2__)
+  return -(vint)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)at));
+#else
+  return -__builtin_convertvector(load<vbytes>(at), vint);
+#endif
+}
+
 // kLanes tokens; `valid` is -1 or 0, and what it leaves out is 0.
 struct Tokens {
   vint log_probs, advantages, valid;
 };
-LOGPI_INLINE vint load_flags(const bool* at) {
-  return -__builtin_convertvector(load<vbytes>(at), vint);
-}
-LOGPI_INLINE Tokens load_tokens(const CovarianceClip& p, int64_t i, const bool* flags,
-                                bool inverted) {
-  Tokens out{};
-  if (i + kLanes <= p.num_tokens) {
-    out.valid = load_flags(p.loss_mask + i);
-    if (flags) out.valid &= inverted ? ~load_flags(flags + i) : load_flags(flags + i);
-    out.log_probs = load<vint>(p.log_probs + i) & out.valid;
-    out.advantages = load<vint>(p.advantages + i) & out.valid;
-    return out;
-  }
-  for (int j = 0; i + j < p.num_tokens; ++j) {
-    if (!p.loss_mask[i + j] || (flags && flags[i + j] == inverted)) continue;
-    out.valid[j] = -1;
-    memcpy((char*)&out.log_probs + 4 * j, p.log_probs + i + j, 4);
-    memcpy((char*)&out.advantages + 4 * j, p.advantages + i + j, 4);
-  }
+LOGPI_INLINE vint load_values(const float* x, int64_t i, int64_t end) {
+  vint out{};
+  if (i + kLanes <= end) return load<vint>(x + i);
+  memcpy(&out, x + i, 4 * (size_t)(end - i));
   return out;
+}
+LOGPI_INLINE Tokens load_tokens(const CovarianceClip& p, int64_t i) {
+  const vint valid = load_flags(p.loss_mask, i, p.num_tokens);
+  return {load_values(p.log_probs, i, p.num_tokens) & valid,
+          load_values(p.advantages, i, p.num_tokens) & valid, valid};
 }
 
 // ---- sums
 // -----------------------------------------------------------------------------------------
 
-// Where all values of a tile are 0 or in [2^-39, 2^12), doubles hold their sum whole, in two parts:
-// multiples of 2^-22, rounded off by an addend of 3 2^29, and multiples of 2^-62, below 2^-23 each.
-constexpr double kRound = 0x1.8p30;
-constexpr int kCoarse = 16, kFine = 11;  // the limbs of 2^-22 and 2^-62
-constexpr int32_t kLeast = (127 - 39) << 23, kMost = (127 + 12) << 23;
+void deposit(ExactSum& to, int limb, int64_t low, int64_t high) {
+  to.limbs[limb] += low;
+  to.limbs[limb + 32 / kLimbBits] += high;
+}
 
+// A tile's sum, held whole by vectors of 64 bits in a coarse and a fine part.
+#if defined(__AVX512F__)
+// Integers: units of 2^-46 for values of [2^-23, 2^9), of 2^-78 for those of [2^-55, 2^-23).
 struct TileSum {
-  vdouble coarse[2], fine[2];
-  vint outside;  // a lane with a value that the doubles cannot hold
+  static constexpr int kCoarse = 13, kFine = 9;  // limbs of these units
+  static constexpr int32_t kLeast = (127 - 55) << 23, kSmall = (127 - 23) << 23;
+  static constexpr int32_t kMost = (127 + 9) << 23;
+  vlong coarse = {}, fine = {};
+  vint outside = {};  // a lane with a value that the parts cannot hold
 
-  void clear() {
-    for (int h = 0; h < 2; ++h) coarse[h] = vdouble{} + kRound, fine[h] = vdouble{};
-    outside = vint{};
+  LOGPI_INLINE vlong add_halves(vlong to, vfloat x) {
+    to += (vlong)_mm512_cvtps_epi64(_mm512_castps512_ps256((__m512)x));
+    return to + (vlong)_mm512_cvtps_epi64(_mm512_extractf32x8_ps((__m512)x, 1));
   }
+  void add(vint bits) {
+    const vint magnitude = bits & 0x7fffffff;
+    outside |= ((vuint)(magnitude - kLeast) >= (uint32_t)(kMost - kLeast)) & (magnitude != 0);
+    const vint small = (magnitude < kSmall) & (magnitude != 0);
+    if (sign_bits(small)) {  // of log-probs some, of advantages hardly ever
+      fine = add_halves(fine, from_bits(bits & small) * 0x1p78f);
+      bits &= ~small;
+    }
+    coarse = add_halves(coarse, from_bits(bits) * 0x1p46f);
+  }
+  static int64_t sum(vlong x) { return _mm512_reduce_add_epi64((__m512i)x); }
+  void add_to(ExactSum& to) const {
+    deposit(to, kCoarse, sum(coarse & 0xffffffff), sum(coarse >> 32));
+    deposit(to, kFine, sum(fine & 0xffffffff), sum(fine >> 32));
+  }
+  bool holds() const { return sign_bits(outside) == 0; }
+};
+#else
+// Doubles, for values of [2^-39, 2^12): multiples of 2^-22, as kRound leaves them, and multiples of
+// 2^-62 below 2^-23, which it rounds off.
+struct TileSum {
+  static constexpr int kCoarse = 16, kFine = 11;
+  static constexpr int32_t kLeast = (127 - 39) << 23, kMost = (127 + 12) << 23;
+  static constexpr double kRound = 0x1.8p30;
+  vdouble coarse[2] = {vdouble{} + kRound, vdouble{} + kRound}, fine[2] = {};
+  vint outside = {};
+
   void add(vint bits) {
     const vint magnitude = bits & 0x7fffffff;
     outside |= ((vuint)(magnitude - kLeast) >= (uint32_t)(kMost - kLeast)) & (magnitude != 0);
@@ -86,22 +136,23 @@ struct TileSum {
       coarse[h] = next;
     }
   }
+  static void add_to(ExactSum& to, int limb, double units) {
+    deposit(to, limb, (int64_t)units & 0xffffffff, (int64_t)units >> 32);
+  }
+  void add_to(ExactSum& to) const {
+    for (int h = 0; h < 2; ++h) {
+      add_to(to, kCoarse, lanes(coarse[h] - kRound) * 0x1p22);
+      add_to(to, kFine, lanes(fine[h]) * 0x1p62);
+    }
+  }
   bool holds() const { return sign_bits(outside) == 0; }
 };
-
-void deposit(ExactSum& to, int limb, double value, double per_unit) {
-  const int64_t units = (int64_t)(value * per_unit);
-  to.limbs[limb] += units & 0xffffffff;  // 32 bits each: as many as anyone may add
-  to.limbs[limb + 32 / kLimbBits] += units >> 32;
-}
+#endif
 
 void add_tile(ExactSum& to, const TileSum& tile, const float* x, const bool* mask, int64_t from,
               int64_t end) {
   if (tile.holds()) {
-    for (int h = 0; h < 2; ++h) {
-      deposit(to, kCoarse, lanes(tile.coarse[h] - kRound), 0x1p22);
-      deposit(to, kFine, lanes(tile.fine[h]), 0x1p62);
-    }
+    tile.add_to(to);
     return;
   }
   for (int64_t i = from; i < end; ++i) {
@@ -138,11 +189,10 @@ void sum_tokens(const CovarianceClip& p, int threads) {
     for (int64_t tile = 0; tile < tiles_of(p); ++tile) {
       const int64_t from = tile * kTile, end = end_of(p, tile);
       TileSum a, b;
-      a.clear();
-      b.clear();
       vint valid{};
       for (int64_t i = from; i < end; i += kLanes) {
-        const Tokens t = load_tokens(p, i, nullptr, false);
+        const Tokens t = load_tokens(p, i);
+        if (!sign_bits(t.valid)) continue;  // padding, in long runs
         valid -= t.valid;
         a.add(t.log_probs);
         b.add(t.advantages);
@@ -189,7 +239,7 @@ LOGPI_INLINE vfloat covariances_of(const Tokens& t, Means mean) {
 void write_covariances(const CovarianceClip& p, Means mean, int64_t from, int64_t end) {
   float* const out = (float*)p.out;
   for (int64_t i = from; i < end; i += kLanes) {
-    const Tokens t = load_tokens(p, i, nullptr, false);
+    const Tokens t = load_tokens(p, i);
     const vint c = bits(covariances_of(t, mean)) & t.valid;
     memcpy(out + i, &c, i + kLanes <= end ? sizeof c : 4 * (size_t)(end - i));
   }
@@ -202,7 +252,8 @@ int list_covariances(const CovarianceClip& p, Means mean, int64_t from, int64_t 
   int32_t* const places = p.places + from;
   int listed = 0;
   for (int64_t i = from; i < end; i += kLanes) {
-    const Tokens t = load_tokens(p, i, nullptr, false);
+    const Tokens t = load_tokens(p, i);
+    if (!sign_bits(t.valid)) continue;
     const vfloat c = covariances_of(t, mean);
     vint key = bits(c) & (c != 0.0f);
     key = c == c ? key ^ (~(key >> 31) & 0x7fffffff) : vint{};
@@ -218,38 +269,82 @@ int list_covariances(const CovarianceClip& p, Means mean, int64_t from, int64_t 
   return listed;
 }
 
+// core/philox.h for several indices at once: a word in the low half of each lane.
+typedef uint64_t vwords __attribute__((vector_size(kBytes)));
+LOGPI_INLINE vwords product(vwords x, uint32_t factor) {
+#if defined(__AVX512F__)
+  return (vwords)_mm512_mul_epu32((__m512i)x, _mm512_set1_epi64(factor));
+#elif defined(__AVX2__)
+  return (vwords)_mm256_mul_epu32((__m256i)x, _mm256_set1_epi64x(factor));
+#elif defined(__SSE2__)
+  return (vwords)_mm_mul_epu32((__m128i)x, _mm_set1_epi64x(factor));
+#else
+  return (x & 0xffffffff) * (uint64_t)factor;
+#endif
+}
+LOGPI_INLINE vwords random_words(uint64_t seed, uint64_t step, vwords index) {
+  vwords a = index, b = index >> 32, c = vwords{} + step, d = c >> 32;
+  uint32_t key = (uint32_t)seed, other_key = (uint32_t)(seed >> 32);
+#pragma GCC unroll 10
+  for (int round = 0; round < 10; ++round) {
+    const vwords from_a = product(a, 0xD2511F53u), from_c = product(c, 0xCD9E8D57u);
+    a = (from_c >> 32) ^ b ^ key;
+    b = from_c;
+    c = (from_a >> 32) ^ d ^ other_key;
+    d = from_a;
+    key += 0x9E3779B9u;
+    other_key += 0xBB67AE85u;
+  }
+  return a & 0xffffffff;
+}
+
+// Appends the lanes of `some`: where each is, and its rank among the valid ones of `valid`.
+LOGPI_INLINE int append(int32_t* places, int32_t* ranks, unsigned some, unsigned valid, int32_t at,
+                        int32_t before) {
+#if defined(__AVX512F__)
+  const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  const __m512i rank = _mm512_maskz_expand_epi32((__mmask16)valid, lane);
+  store(places, (vint)_mm512_maskz_compress_epi32((__mmask16)some, lane) + at);
+  store(ranks, (vint)_mm512_maskz_compress_epi32((__mmask16)some, rank) + before);
+  return __builtin_popcount(some);
+#else
+  int count = 0;
+  for (; some; some &= some - 1) {
+    const int lane = __builtin_ctz(some);
+    places[count] = at + lane;
+    ranks[count++] = before + __builtin_popcount(valid & ((1u << lane) - 1));
+  }
+  return count;
+#endif
+}
+
 int list_candidates(const CovarianceClip& p, Means mean, uint64_t step, int64_t index, int64_t from,
                     int64_t end, Listing& listing) {
-  constexpr int kGroup = 16;
-  uint32_t* const keys = p.keys + from;
-  int32_t* const places = p.places + from;
-  int32_t ranks[kTile + kGroup];
+  int32_t places[kTile + kLanes], ranks[kTile + kLanes];
   int candidates = 0, before = 0;
   for (int64_t i = from; i < end; i += kLanes) {
-    const Tokens t = load_tokens(p, i, nullptr, false);
-    const vfloat c = covariances_of(t, mean);
+    const Tokens t = load_tokens(p, i);
     const unsigned valid = sign_bits(t.valid);
-    for (unsigned some = sign_bits((c > p.lower) & (c < p.upper) & t.valid); some;
-         some &= some - 1) {
-      const int lane = __builtin_ctz(some);
-      if (p.exclude && p.exclude[i + lane]) continue;
-      places[candidates] = (int32_t)(i + lane);
-      ranks[candidates++] = before + __builtin_popcount(valid & ((1u << lane) - 1));
-    }
+    if (!valid) continue;
+    const vfloat c = covariances_of(t, mean);
+    unsigned some = sign_bits((c > p.lower) & (c < p.upper) & t.valid);
+    if (p.exclude) some &= ~sign_bits(load_flags(p.exclude, i, p.num_tokens));
+    candidates += append(places + candidates, ranks + candidates, some, valid, (int32_t)i, before);
     before += __builtin_popcount(valid);
   }
-  for (int j = candidates; j % kGroup; ++j) ranks[j] = 0;
   int listed = 0;
-  for (int j = 0; j < candidates; j += kGroup) {
-    uint32_t found[kGroup];
-    for (int k = 0; k < kGroup; ++k) {
-      found[k] = random_word(p.seed, step, (uint64_t)(index + ranks[j + k])) >> 1;
-    }
-    for (int k = 0; k < kGroup && j + k < candidates; ++k) {
-      if (found[k] > listing.limit()) continue;
-      keys[listed] = found[k];
-      places[listed++] = places[j + k];
-      listing.add(found[k]);
+  for (int j = 0; j < candidates; j += kDoubles) {
+    vwords at;
+    for (int k = 0; k < kDoubles; ++k)
+      at[k] = (uint64_t)(index + (j + k < candidates ? ranks[j + k] : 0));
+    const vwords keys = random_words(p.seed, step, at) >> 1;
+    unsigned some = sign_bits((vlong)(keys <= (uint64_t)listing.limit()));
+    for (; some; some &= some - 1) {
+      const int k = __builtin_ctz(some);
+      if (j + k >= candidates || keys[k] > listing.limit()) continue;
+      p.keys[from + listed] = (uint32_t)keys[k];
+      p.places[from + listed++] = places[j + k];
+      listing.add((uint32_t)keys[k]);
     }
   }
   return listed;
@@ -282,7 +377,7 @@ void list_tokens(const CovarianceClip& p, int threads) {
     }
     if (p.rule != CovarianceRule::covariances) {
 #pragma omp critical(logpi_covariance_clip)
-      for (int i = 0; i < kDigits; ++i) head.histogram[0][i] += listing.histogram[i];
+      for (uint32_t i = 0; i <= listing.bound; ++i) head.histogram[0][i] += listing.histogram[i];
     }
   }
 }

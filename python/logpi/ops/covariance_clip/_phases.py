@@ -1,4 +1,4 @@
-"""What the kernels of every row share: their workspace, and the order of their phases, between which
+"""What the kernels of every row share: their workspace, and the order of their phases. Between them
 ranks exchange sums, histograms and counts."""
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class Work(NamedTuple):
     """A call's memory."""
 
     head: Tensor  # int64, zero at the beginning
-    counts: Tensor  # [2 * tiles] int32
-    keys: Tensor  # [N] int32, the bits of unsigned keys; [2 N] on a CPU
-    out: Tensor  # [N]
+    scratch: Tensor  # int32: two counts a tile, then a key a token; on a CPU its place too
+    tiles: int
+    out: Tensor  # [..]
 
 
 Run = Callable[[Call, Work, int, int], None]
@@ -36,7 +36,7 @@ Run = Callable[[Call, Work, int, int], None]
 
 def evaluate(run: Run, call: Call, keys_per_token: int = 1) -> Tensor:
     """The phases in their order; `run` does some of them, one after another."""
-    work, size = _work(call, keys_per_token), len(call.log_probs)
+    work, size = _work(call, keys_per_token), call.log_probs.numel()
     end = SECOND if call.rule == COVARIANCES else END
     group = call.process_group
     if group is None:
@@ -51,13 +51,13 @@ def evaluate(run: Run, call: Call, keys_per_token: int = 1) -> Tensor:
 
 
 def _work(call: Call, keys_per_token: int) -> Work:
-    x = call.log_probs
-    size, tiles = len(x), -(-len(x) // TILE)
-    selects = call.rule != COVARIANCES
+    x, selects = call.log_probs, call.rule != COVARIANCES
+    size = x.numel()
+    tiles = -(-size // TILE)
     return Work(
         x.new_zeros(_HEAD if selects else HISTOGRAMS, dtype=torch.int64),
-        x.new_empty(2 * tiles, dtype=torch.int32),
-        x.new_empty(keys_per_token * size if selects else 0, dtype=torch.int32),
+        x.new_empty(2 * tiles + (keys_per_token * size if selects else 0), dtype=torch.int32),
+        tiles,
         torch.empty_like(call.loss_mask if selects else x),
     )
 

@@ -27,16 +27,16 @@ _HAS_TRITON = find_spec("triton") is not None  # found, not imported
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton reads it once as well
 
 COVARIANCES, CLIP, KL = range(3)  # rules, as csrc/covariance_clip/covariance_clip.h has them
-_MOST = 2**63 - 1
+_MOST, _MOST_TOKENS = 2**63 - 1, 2**31 - 1
 
 
 class Call(NamedTuple):
-    """A checked call, its N tokens in row-major order."""
+    """A checked call; its tensors are contiguous, N tokens each."""
 
-    log_probs: Tensor  # [N] float32 or float64, contiguous
-    advantages: Tensor  # [N] of the same
-    loss_mask: Tensor  # [N] bool
-    exclude: Tensor | None  # [N] bool
+    log_probs: Tensor  # [..] float32 or float64
+    advantages: Tensor  # [..] of the same
+    loss_mask: Tensor  # [..] bool
+    exclude: Tensor | None  # [..] bool
     step_at: Tensor | None  # [] int64; None: the int
     rule: int
     fraction: float
@@ -125,7 +125,7 @@ def clip_cov_mask(
         fraction: of the N tokens to drop at the most, in (0, 1]; never percent. The product
             N * fraction is rounded to float64, then down.
         lower, upper: bounds of c, both exclusive; compared in the dtype of c. NaN is outside.
-        exclude: `[..]` bool: tokens that count in N and in the means and are not candidates, such as
+        exclude: `[..]` bool: tokens that count in N and in the means but are no candidates, such as
             those that a ratio clip has taken already.
         seed: the run's, at least 0.
         step: the update's, at least 0: another step, another draw. An int, or a 0-d int64 tensor
@@ -149,7 +149,7 @@ def clip_cov_mask(
         CLIP, log_probs, advantages, loss_mask, exclude, fraction, lower, upper, seed, step,
         process_group,
     )  # fmt: skip
-    return _evaluate("clip_cov_mask", call, backend).view(log_probs.shape)
+    return _evaluate("clip_cov_mask", call, backend)
 
 
 def kl_cov_mask(
@@ -178,7 +178,7 @@ def kl_cov_mask(
     call = check_call(
         KL, log_probs, advantages, loss_mask, fraction=fraction, process_group=process_group
     )
-    return _evaluate("kl_cov_mask", call, backend).view(log_probs.shape)
+    return _evaluate("kl_cov_mask", call, backend)
 
 
 def covariances(
@@ -198,7 +198,7 @@ def covariances(
     Source: Cui et al. 2025 (arXiv:2505.22617); docs/ops/covariance_clip.md.
     """
     call = check_call(COVARIANCES, log_probs, advantages, loss_mask, process_group=process_group)
-    return _evaluate("covariances", call, backend).view(log_probs.shape)
+    return _evaluate("covariances", call, backend)
 
 
 def _evaluate(op: str, call: Call, backend: str) -> Tensor:
@@ -206,8 +206,8 @@ def _evaluate(op: str, call: Call, backend: str) -> Tensor:
     if row.name == "torch":
         from logpi.ops.covariance_clip import reference  # torch.compile can trace this import
 
-        with torch.no_grad():
-            return reference.evaluate(call)
+        found: Tensor = reference.evaluate(call)
+        return found
     if torch.compiler.is_compiling():
         from logpi.ops.covariance_clip import _library
 
@@ -231,21 +231,19 @@ def check_call(
 ) -> Call:
     """The call, or a ValueError or TypeError that names the argument."""
     checks.dtype("log_probs", log_probs, *checks.FLOATS)
+    checks.dtype("advantages", advantages, *checks.FLOATS)
+    shape, device = log_probs.shape, log_probs.device
+    others = {"advantages": advantages, "loss_mask": loss_mask}
+    if exclude is not None:
+        others["exclude"] = exclude
+    for name, tensor in others.items():
+        checks.tensor(name, tensor)
+        checks.shape(name, tensor, shape)
+        checks.device(name, tensor, device)
+    if log_probs.numel() > _MOST_TOKENS:
+        raise ValueError(f"log_probs: expected at most 2^31 - 1 tokens, got {log_probs.numel()}")
     double = log_probs.dtype == torch.float64
     wide = torch.float64 if double else torch.float32
-
-    def flat(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
-        checks.tensor(name, value)
-        if value is not log_probs:
-            checks.shape(name, value, log_probs.shape)
-            checks.device(name, value, log_probs.device)
-        if dtype != torch.bool:
-            checks.dtype(name, value, *checks.FLOATS)
-            value = value.detach()
-        if value.dtype != dtype:
-            value = value.to(dtype)
-        return value.reshape(-1)  # contiguous: one dim, and no view of another stride
-
     checks.number("fraction", fraction)
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction: expected a number above 0, at most 1, got {fraction}")
@@ -253,21 +251,21 @@ def check_call(
     checks.number("upper", upper)
     if not lower < upper:
         raise ValueError(f"upper: expected a number above lower, {lower}, got {upper}")
-    step_at = None
+    step_at: Tensor | None = None
     if isinstance(step, Tensor):
         checks.dtype("step", step, torch.int64)
         checks.shape("step", step, ())
         checks.device("step", step, log_probs.device)
-        step, step_at = 0, step
+        step_at, step = step, 0
     for name, value in (("seed", seed), ("step", step)):
         checks.at_least(name, value, 0)
         if value > _MOST:
             raise ValueError(f"{name}: expected at most 2^63 - 1, got {value}")
     return Call(
-        flat("log_probs", log_probs, wide).contiguous(),
-        flat("advantages", advantages, wide).contiguous(),
-        flat("loss_mask", loss_mask, torch.bool).contiguous(),
-        None if exclude is None else flat("exclude", exclude, torch.bool).contiguous(),
+        log_probs.detach().to(wide).contiguous(),
+        advantages.detach().to(wide).contiguous(),
+        loss_mask.bool().contiguous(),
+        None if exclude is None else exclude.bool().contiguous(),
         step_at,
         rule,
         float(fraction),

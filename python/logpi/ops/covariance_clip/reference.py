@@ -12,33 +12,30 @@ _LOW32 = 0xFFFFFFFF
 
 
 def evaluate(call: Call) -> Tensor:
-    """`[N]`: the covariances, or True for the tokens that the rule takes."""
-    c = covariances(call)
+    """`[..]`: the covariances, or True for the tokens that the rule takes."""
+    mask, shape = call.loss_mask.flatten(), call.log_probs.shape
+    c = covariances(call.log_probs.flatten(), call.advantages.flatten(), mask)
     if call.rule == COVARIANCES:
-        return c
-    count = call.loss_mask.sum()
+        return c.view(shape)
+    count = mask.sum()
     if call.rule == CLIP:
-        takes_part = (c > call.lower) & (c < call.upper) & call.loss_mask
+        takes_part = (c > call.lower) & (c < call.upper) & mask
         if call.exclude is not None:
-            takes_part = takes_part & ~call.exclude
-        index = call.loss_mask.cumsum(0) - 1
+            takes_part = takes_part & ~call.exclude.flatten()
         step = torch.as_tensor(call.step if call.step_at is None else call.step_at)
-        order = random_keys(call.seed, step, index).argsort(stable=True)
+        order = random_keys(call.seed, step, mask.cumsum(0) - 1).argsort(stable=True)
     else:
-        takes_part = call.loss_mask
+        takes_part = mask
         order = c.argsort(stable=True, descending=True)  # NaN first
     order = order[takes_part[order].logical_not().byte().argsort(stable=True)]
     wanted = (count.double() * call.fraction).long().clamp(min=1)
     chosen = torch.arange(len(c), device=c.device) < wanted.minimum(takes_part.sum())
-    return torch.zeros_like(call.loss_mask).scatter(0, order, chosen)
+    return torch.zeros_like(mask).scatter(0, order, chosen).view(shape)
 
 
-def covariances(call: Call) -> Tensor:
-    """c, and 0 where masked."""
-    mask = call.loss_mask
-    c = torch.ones_like(call.log_probs)
-    for x in (call.advantages, call.log_probs):
-        c = c * (x - mean(x, mask))
+def covariances(log_probs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
+    """c, and 0 where masked; all `[N]`."""
+    c = (advantages - mean(advantages, mask)) * (log_probs - mean(log_probs, mask))
     return c.where(mask, 0.0)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from logpi.core.backends import AUTO
-from logpi.ops.covariance_clip.op import COVARIANCES, check_call, clip_cov_mask, kl_cov_mask
+from logpi.ops.covariance_clip.op import COVARIANCES, Call, check_call, clip_cov_mask, kl_cov_mask
 
 
 class CovarianceSelection:
@@ -29,8 +30,7 @@ class CovarianceSelection:
 
     def __init__(self, *, process_group: Any = None, backend: str = AUTO) -> None:
         self._options = {"process_group": process_group, "backend": backend}
-        self._shapes: list[torch.Size] = []
-        self._parts: list[tuple[Tensor, Tensor, Tensor, Tensor | None]] = []
+        self._parts: list[Call] = []
 
     def add(
         self,
@@ -42,31 +42,31 @@ class CovarianceSelection:
     ) -> None:
         """One micro-batch; arguments as of `clip_cov_mask`."""
         call = check_call(COVARIANCES, log_probs, advantages, loss_mask, exclude)
-        self._shapes.append(log_probs.shape)
-        self._parts.append((call.log_probs, call.advantages, call.loss_mask, call.exclude))
+        self._parts.append(call)
 
     def clip_cov_masks(self, **options: Any) -> list[Tensor]:
         """A mask a micro-batch, shaped as it is; options as of `clip_cov_mask`."""
-        *tensors, excludes = self._whole()
-        if any(part is not None for part in excludes):
-            full = [
-                torch.zeros_like(mask) if part is None else part
-                for part, (_, _, mask, _) in zip(excludes, self._parts, strict=True)
-            ]
-            options["exclude"] = torch.cat(full)
-        return self._split(clip_cov_mask(*tensors, **options, **self._options))
+        if any(part.exclude is not None for part in self._parts):
+            options["exclude"] = self._whole(
+                torch.zeros_like(part.loss_mask) if part.exclude is None else part.exclude
+                for part in self._parts
+            )
+        return self._masks(clip_cov_mask, options)
 
     def kl_cov_masks(self, **options: Any) -> list[Tensor]:
         """A mask a micro-batch, shaped as it is; options as of `kl_cov_mask`."""
-        *tensors, _ = self._whole()
-        return self._split(kl_cov_mask(*tensors, **options, **self._options))
+        return self._masks(kl_cov_mask, options)
 
-    def _whole(self) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor | None, ...]]:
+    def _masks(self, op: Callable[..., Tensor], options: dict[str, Any]) -> list[Tensor]:
         if not self._parts:
             raise ValueError("CovarianceSelection: expected at least one add(..), got none")
-        log_probs, advantages, masks, excludes = zip(*self._parts, strict=True)
-        return torch.cat(log_probs), torch.cat(advantages), torch.cat(masks), excludes
+        log_probs, advantages, loss_masks, *_ = zip(*self._parts, strict=True)
+        inputs = map(self._whole, (log_probs, advantages, loss_masks))
+        mask = op(*inputs, **options, **self._options)
+        sizes = [part.loss_mask.numel() for part in self._parts]
+        parts = torch.split(mask, sizes)
+        return [one.view_as(part.loss_mask) for one, part in zip(parts, self._parts, strict=True)]
 
-    def _split(self, mask: Tensor) -> list[Tensor]:
-        parts = mask.split([shape.numel() for shape in self._shapes])
-        return [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
+    @staticmethod
+    def _whole(tensors: Iterable[Tensor]) -> Tensor:
+        return torch.cat([tensor.flatten() for tensor in tensors])
