@@ -352,8 +352,7 @@ int list_candidates(const CovarianceClip& p, Means mean, uint64_t step, int64_t 
 
 void list_tokens(const CovarianceClip& p, int threads) {
   CovarianceHead& head = *p.head;
-  ExactSum log_probs = head.log_probs, advantages = head.advantages;
-  const Means mean = {mean_of(log_probs, head.count), mean_of(advantages, head.count)};
+  const Means mean = {mean_of(head.log_probs, head.count), mean_of(head.advantages, head.count)};
   const int64_t tiles = tiles_of(p);
   int32_t* const listed = p.counts + tiles;
   const uint64_t step = (uint64_t)(p.step_at ? *p.step_at : p.step);

@@ -138,17 +138,13 @@ struct SharedHistogram {
 };
 
 __global__ void __launch_bounds__(kThreads) covariance_clip_keys(CovarianceClip p) {
-  __shared__ ExactSum sums[2];
   __shared__ float means[2];
   __shared__ SharedHistogram histogram;
-  const int64_t* const from = (const int64_t*)&p.head->log_probs;
-  if (threadIdx.x < sizeof(sums) / 8) ((int64_t*)sums)[threadIdx.x] = from[threadIdx.x];
-  histogram.clear();
   if (threadIdx.x % kWarp == 0 && threadIdx.x < 2 * kWarp) {
-    const int which = threadIdx.x / kWarp;
-    means[which] = mean_of(sums[which], p.head->count);
+    const ExactSum& sum = threadIdx.x ? p.head->advantages : p.head->log_probs;
+    means[threadIdx.x / kWarp] = mean_of(sum, p.head->count);
   }
-  __syncthreads();
+  histogram.clear();  // and all wait
 
   float c[kEach];
   bool valid[kEach];

@@ -33,23 +33,22 @@ LOGPI_HOST_DEVICE static inline Addend addend(uint32_t bits) {
 LOGPI_HOST_DEVICE static inline bool is_above(uint32_t bits) { return bits != 0xff800000u; }
 LOGPI_HOST_DEVICE static inline bool is_below(uint32_t bits) { return bits != 0x7f800000u; }
 
-// The mean, rounded once to double and once to float. Carries make the limbs digits, so that how a
-// sum was put together does not show; they are read downwards. Writes over the limbs.
-LOGPI_HOST_DEVICE static inline float mean_of(ExactSum& sum, int64_t count) {
+// The mean, rounded to double where it leaves 53 bits, and once to float. Carries make the limbs
+// digits of [-128, 128), added upwards: how a sum was put together does not show.
+LOGPI_HOST_DEVICE static inline float mean_of(const ExactSum& sum, int64_t count) {
   if (sum.above || sum.below) {
     const uint64_t infinite = 0x7ff0000000000000ull;
     double value;
     __builtin_memcpy(&value, &infinite, 8);
     return (float)(sum.above && sum.below ? value - value : sum.above ? value : -value);
   }
-  for (int i = 0; i + 1 < kLimbs; ++i) {
-    sum.limbs[i + 1] += sum.limbs[i] >> kLimbBits;
-    sum.limbs[i] &= (1 << kLimbBits) - 1;
-  }
-  double total = 0, unit = 0x1p98;
-  for (int i = kLimbs - 1; i >= 0; --i) {
-    total += (double)sum.limbs[i] * unit;
-    unit *= 1.0 / (1 << kLimbBits);
+  double total = 0, unit = 0x1p-150;
+  int64_t carry = 0;
+  for (int i = 0; i < kLimbs; ++i) {
+    const int64_t limb = sum.limbs[i] + carry;
+    carry = i + 1 < kLimbs ? (limb + 128) >> kLimbBits : 0;
+    total += (double)(limb - carry * 256) * unit;
+    unit *= 256;
   }
   return count ? (float)(total / (double)count) : 0.0f;
 }

@@ -34,6 +34,12 @@ SHIPPED = {"sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "compute_120"
 # 80 registers are three blocks of 256 threads on a multiprocessor, 64 four; a softcap works in
 # double.
 KERNELS: dict[str, Expect] = {
+    # vectors of one number a token: a tile of 1024 is four loads a thread
+    "covariance_clip_sums": Expect(40, wide_loads=False),
+    "covariance_clip_keys": Expect(64, wide_loads=False),
+    "covariance_clip_digit": Expect(40, wide_loads=False),
+    "covariance_clip_ties": Expect(40, wide_loads=False),
+    "covariance_clip_mark": Expect(40, wide_loads=False),
     "linear_log_probs_fold_rows<*, false>": Expect(64),
     "linear_log_probs_fold_rows<*, true>": Expect(128),
     "token_log_probs_rows<*, false>": Expect(80),

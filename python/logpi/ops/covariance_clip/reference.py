@@ -50,7 +50,7 @@ def exact_sum(x: Tensor) -> Tensor:
     """The sum of float32 in float64, from integers that hold it whole: no order of addition shows.
 
     A float is m 2^(e - 150), m an integer of 24 bits and a sign. Limb e // 8 gets m 2^(e % 8);
-    carries then make the limbs digits of base 256, from which the value is read downwards.
+    carries then make the limbs digits of [-128, 128), which are added upwards.
     """
     bits = x.contiguous().view(torch.int32).long()
     biased = bits >> 23 & 255
@@ -59,14 +59,11 @@ def exact_sum(x: Tensor) -> Tensor:
     value = torch.where(bits < 0, -magnitude, magnitude).where(biased < 255, 0)
     limbs = torch.zeros(_LIMBS, dtype=torch.int64, device=x.device)
     limbs.index_add_(0, exponent // _BITS, value)
-    carry, digits = limbs.new_zeros(()), []
-    for limb in limbs[:-1]:
-        carry = carry + limb
-        digits.append(carry & 255)
-        carry = carry >> _BITS
-    total = (limbs[-1] + carry).double() * 2.0 ** (_BITS * len(digits) + _LOWEST)
-    for at in reversed(range(len(digits))):
-        total = total + digits[at].double() * 2.0 ** (_BITS * at + _LOWEST)
+    carry, total = limbs.new_zeros(()), torch.zeros((), dtype=torch.float64, device=x.device)
+    for at, limb in enumerate(limbs):
+        limb = limb + carry
+        carry = limb + 128 >> _BITS if at + 1 < _LIMBS else torch.zeros_like(carry)
+        total = total + (limb - (carry << _BITS)).double() * 2.0 ** (_BITS * at + _LOWEST)
     unbounded = x.where(biased == 255, 0.0).sum()  # infinite or NaN, else 0
     return total + unbounded.double()
 
