@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from logpi.ops.covariance_clip import _phases, op
-from logpi.ops.token_log_probs._triton_kernels import F32, I32, I64, kernel
+from logpi.ops.token_log_probs._triton_kernels import F32, I64, kernel
 
 F64 = tl.float64
 LIMBS = tl.constexpr(32)
@@ -23,7 +23,7 @@ CLIP = tl.constexpr(op.CLIP)
 NOBODY = tl.constexpr(-1)  # the key of a token that takes no part: the largest unsigned
 
 
-# ---- sums -----------------------------------------------------------------------------------------
+# ---- sums ---------------------------------------------------------------------------------------
 
 
 @triton.jit
@@ -65,7 +65,7 @@ def sums_kernel(
     tl.atomic_add(head + COUNT, count.to(tl.int64), sem="relaxed")
 
 
-# ---- keys -----------------------------------------------------------------------------------------
+# ---- keys ---------------------------------------------------------------------------------------
 
 
 @triton.jit
@@ -140,7 +140,7 @@ def keys_kernel(
         count_digits((key >> 21) & 2047, takes_part, histogram)
 
 
-# ---- the radix select -----------------------------------------------------------------------------
+# ---- the radix select ---------------------------------------------------------------------------
 
 
 @triton.jit

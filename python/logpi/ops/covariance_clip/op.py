@@ -12,7 +12,6 @@ docs/ops/covariance_clip.md has the reasons.
 from __future__ import annotations
 
 import os
-from ctypes import c_float
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -40,7 +39,7 @@ class Call(NamedTuple):
     step_at: Tensor | None  # [] int64; None: the int
     rule: int
     fraction: float
-    lower: float  # rounded to the dtype of c
+    lower: float  # rows round both to the dtype of c
     upper: float
     seed: int
     step: int
@@ -242,8 +241,7 @@ def check_call(
         checks.device(name, tensor, device)
     if log_probs.numel() > _MOST_TOKENS:
         raise ValueError(f"log_probs: expected at most 2^31 - 1 tokens, got {log_probs.numel()}")
-    double = log_probs.dtype == torch.float64
-    wide = torch.float64 if double else torch.float32
+    wide = torch.float64 if log_probs.dtype == torch.float64 else torch.float32
     checks.number("fraction", fraction)
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction: expected a number above 0, at most 1, got {fraction}")
@@ -269,8 +267,8 @@ def check_call(
         step_at,
         rule,
         float(fraction),
-        float(lower) if double else c_float(lower).value,
-        float(upper) if double else c_float(upper).value,
+        float(lower),
+        float(upper),
         seed,
         step,
         process_group,
