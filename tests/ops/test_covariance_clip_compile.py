@@ -1,4 +1,4 @@
-"""What a compiler makes of the covariance rules: one graph, the same bits, torch's own rules kept."""
+"""What a compiler makes of the covariance rules: one graph, the same bits, torch's rules kept."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def all_of_them(row: str) -> Any:
     return op
 
 
-def test_one_graph_with_the_bits_of_eager(row: Row) -> None:
-    if row.isa is not None:
+def test_one_graph_with_the_bits_of_eager(kernel_row: Row) -> None:
+    if kernel_row.isa is not None:
         pytest.skip("the compiled graph calls the same op whatever the ISA")
     log_probs, advantages, mask, _ = problem(300)
     log_probs.requires_grad_()
-    op = all_of_them(row.backend)
+    op = all_of_them(kernel_row.backend)
     compiled = torch.compile(op, backend="aot_eager", fullgraph=True)
     for step in (0, 1):
         args = (log_probs, advantages, mask, torch.tensor(step))

@@ -69,7 +69,7 @@ def test_ranks_give_what_one_process_gives(tmp_path: Path, name: str) -> None:
             assert torch.equal(ours.nan_to_num(9), whole.nan_to_num(9)), (kind, name)
 
 
-def count_collectives(rank: int) -> list[tuple[str, int]]:
+def count_collectives(rank: int) -> tuple[list[tuple[str, int]], str]:
     calls: list[tuple[str, int]] = []
     for name in ("all_gather", "all_reduce"):
         original = getattr(torch.distributed, name)
@@ -79,23 +79,16 @@ def count_collectives(rank: int) -> list[tuple[str, int]]:
             return original(*args, **kwargs)
 
         setattr(torch.distributed, name, counted)
-    group = torch.distributed.group.WORLD
-    kl_cov_mask(*problem(5000, seed=rank)[:3], process_group=group)
-    return calls
+    tensors, group = problem(5000, seed=rank)[:3], torch.distributed.group.WORLD
+    kl_cov_mask(*tensors, process_group=group)
+    with pytest.raises(BackendError) as caught:
+        kl_cov_mask(*tensors, process_group=group, backend="torch")
+    return calls, str(caught.value)
 
 
 def test_sums_histograms_and_counts_travel_and_no_token(tmp_path: Path) -> None:
-    """As much for 5000 tokens a rank as for any other number."""
+    """As much for 5000 tokens a rank as for any other number; the definition knows no ranks."""
     expected = [("all_gather", 69), *[("all_reduce", 2048)] * 3, ("all_gather", 1)]
-    assert ranks.run(count_collectives, 2, tmp_path) == [expected] * 2
-
-
-def refused(_rank: int) -> str:
-    with pytest.raises(BackendError) as caught:
-        group = torch.distributed.group.WORLD
-        kl_cov_mask(*problem(9)[:3], process_group=group, backend="torch")
-    return str(caught.value)
-
-
-def test_the_definition_knows_no_ranks(tmp_path: Path) -> None:
-    assert "takes no process_group" in ranks.run(refused, 1, tmp_path)[0]
+    for calls, refusal in ranks.run(count_collectives, 2, tmp_path):
+        assert calls == expected
+        assert "takes no process_group" in refusal
