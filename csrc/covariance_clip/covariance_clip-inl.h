@@ -81,26 +81,6 @@ LOGPI_INLINE Tokens load_tokens(const CovarianceClip& p, int64_t i) {
 
 #include "covariance_clip/tile_sum.h"
 
-void add_tile(ExactSum& to, const TileSum& tile, const float* x, const bool* mask, int64_t from,
-              int64_t end) {
-  if (tile.holds()) {
-    tile.add_to(to);
-    return;
-  }
-  for (int64_t i = from; i < end; ++i) {
-    if (!mask[i]) continue;
-    uint32_t bits;
-    memcpy(&bits, x + i, 4);
-    const Addend one = addend(bits);
-    if (one.limb < kLimbs) {
-      to.limbs[one.limb] += one.value;
-    } else {
-      to.above += is_above(bits);
-      to.below += is_below(bits);
-    }
-  }
-}
-
 void merge(ExactSum& to, const ExactSum& from) {
   for (int i = 0; i < kLimbs; ++i) to.limbs[i] += from.limbs[i];
   to.above += from.above;
@@ -126,11 +106,11 @@ void sum_tokens(const CovarianceClip& p, int threads) {
         const Tokens t = load_tokens(p, i);
         if (!sign_bits(t.valid)) continue;  // padding, in long runs
         valid -= t.valid;
-        a.add(t.log_probs);
-        b.add(t.advantages);
+        TileSum::add(a, t.log_probs, log_probs);
+        TileSum::add(b, t.advantages, advantages);
       }
-      add_tile(log_probs, a, p.log_probs, p.loss_mask, from, end);
-      add_tile(advantages, b, p.advantages, p.loss_mask, from, end);
+      a.add_to(log_probs);
+      b.add_to(advantages);
       p.counts[tile] = lanes(valid);
       count += p.counts[tile];
     }
@@ -203,6 +183,7 @@ int list_covariances(const CovarianceClip& p, Means mean, int64_t from, int64_t 
 
 // core/philox.h for several indices at once: a word in the low half of each lane.
 typedef uint64_t vwords __attribute__((vector_size(kBytes)));
+typedef int32_t vints __attribute__((vector_size(kBytes / 2)));
 LOGPI_INLINE vwords product(vwords x, uint32_t factor) {
 #if defined(__AVX512F__)
   return (vwords)_mm512_mul_epu32((__m512i)x, _mm512_set1_epi64(factor));
@@ -264,11 +245,10 @@ int list_candidates(const CovarianceClip& p, Means mean, uint64_t step, int64_t 
     candidates += append(places + candidates, ranks + candidates, some, valid, (int32_t)i, before);
     before += __builtin_popcount(valid);
   }
+  memset(ranks + candidates, 0, 4 * kDoubles);  // the last vector's empty lanes
   int listed = 0;
   for (int j = 0; j < candidates; j += kDoubles) {
-    vwords at;
-    for (int k = 0; k < kDoubles; ++k)
-      at[k] = (uint64_t)(index + (j + k < candidates ? ranks[j + k] : 0));
+    const vwords at = (vwords)(__builtin_convertvector(load<vints>(ranks + j), vlong) + index);
     const vwords keys = random_words(p.seed, step, at) >> 1;
     unsigned some = sign_bits((vlong)(keys <= (uint64_t)listing.limit()));
     for (; some; some &= some - 1) {

@@ -260,10 +260,10 @@ def check_call(
         if value > _MOST:
             raise ValueError(f"{name}: expected at most 2^63 - 1, got {value}")
     return Call(
-        log_probs.detach().to(wide).contiguous(),
-        advantages.detach().to(wide).contiguous(),
-        loss_mask.bool().contiguous(),
-        None if exclude is None else exclude.bool().contiguous(),
+        _plain(log_probs, wide),
+        _plain(advantages, wide),
+        _plain(loss_mask, torch.bool),
+        None if exclude is None else _plain(exclude, torch.bool),
         step_at,
         rule,
         float(fraction),
@@ -273,3 +273,12 @@ def check_call(
         step,
         process_group,
     )
+
+
+def _plain(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Detached, contiguous and of the dtype; nothing is called that has nothing to do."""
+    if x.requires_grad:
+        x = x.detach()
+    if x.dtype != dtype:
+        x = x.to(dtype)
+    return x if x.is_contiguous() else x.contiguous()
