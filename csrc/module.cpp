@@ -11,6 +11,11 @@ void bind_linear_log_probs(pybind11::module_& m);
 void bind_token_log_probs(pybind11::module_& m);
 #ifdef LOGPI_HAS_CUDA
 void bind_flow_balance_cuda(pybind11::module_& m);
+void bind_covariance_clip(pybind11::module_& m);
+void bind_linear_log_probs(pybind11::module_& m);
+void bind_token_log_probs(pybind11::module_& m);
+#ifdef LOGPI_HAS_CUDA
+void bind_covariance_clip_cuda(pybind11::module_& m);
 void bind_linear_log_probs_cuda(pybind11::module_& m);
 void bind_token_log_probs_cuda(pybind11::module_& m);
 #endif
@@ -42,6 +47,11 @@ PYBIND11_MODULE(_C, m) {
   logpi::bind_token_log_probs(m);
 #ifdef LOGPI_HAS_CUDA
   logpi::bind_flow_balance_cuda(m);
+  logpi::bind_covariance_clip(m);
+  logpi::bind_linear_log_probs(m);
+  logpi::bind_token_log_probs(m);
+#ifdef LOGPI_HAS_CUDA
+  logpi::bind_covariance_clip_cuda(m);
   logpi::bind_linear_log_probs_cuda(m);
   logpi::bind_token_log_probs_cuda(m);
 #endif

@@ -16,6 +16,8 @@ FRAMEWORKS = (
     r"trl|verl|vllm|sglang|transformers|accelerate|deepspeed|megatron|nemo|openrlhf|"
     r"unsloth|liger|slime|skyrl|prime.rl|ray"
 )
+# Ops of several functions, and one of them.
+FAMILIES = {"covariance_clip": "clip_cov_mask"}
 HEAVY = "triton transformers trl verl vllm accelerate datasets matplotlib rich pandas scipy pytest"
 
 
@@ -128,6 +130,9 @@ def one_word_per_op(root: Path) -> list[str]:
         source = (root / f"python/logpi/ops/{op}/op.py").read_text()
         if not re.search(rf"^def {op}(_loss)?\(", source, re.MULTILINE):
             breaches.append(f"{op}/op.py does not define {op} or {op}_loss")
+        defined = FAMILIES.get(op, op)
+        if not re.search(rf"^def {defined}\(", source, re.MULTILINE):
+            breaches.append(f"{op}/op.py does not define {defined}")
     for folder in (root / "csrc").glob("*/"):
         if folder.name not in ("core", *ops):
             breaches.append(f"csrc/{folder.name} belongs to no op")

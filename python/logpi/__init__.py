@@ -3,6 +3,12 @@
 from logpi import advantages, diagnostics, objectives
 from logpi.core.backends import BackendError
 from logpi.core.support import KeepSet
+from logpi.ops.covariance_clip import (
+    CovarianceSelection,
+    clip_cov_mask,
+    covariances,
+    kl_cov_mask,
+)
 from logpi.ops.flow_balance import FlowBalanceLoss, LogPartition, flow_balance_loss
 from logpi.ops.linear_log_probs import linear_log_probs
 from logpi.ops.linear_policy_loss import linear_policy_loss
@@ -13,14 +19,18 @@ from logpi.ops.token_log_probs import TokenLogProbs, token_log_probs
 __version__ = "0.1.0"
 __all__ = [
     "BackendError",
+    "CovarianceSelection",
     "FlowBalanceLoss",
     "KeepSet",
     "LogPartition",
     "PolicyLoss",
     "TokenLogProbs",
     "advantages",
+    "clip_cov_mask",
+    "covariances",
     "diagnostics",
     "flow_balance_loss",
+    "kl_cov_mask",
     "linear_log_probs",
     "linear_policy_loss",
     "objectives",

@@ -36,6 +36,12 @@ SHIPPED = {"sm_80", "sm_90", "sm_100", "sm_120", "compute_120"}
 KERNELS: dict[str, Expect] = {
     "flow_balance_loss": Expect(80, wide_loads=False),  # rows begin anywhere; in double
     "flow_balance_gradient": Expect(32, wide_loads=False),
+    # vectors of one number a token: a tile of 1024 is four loads a thread
+    "covariance_clip_sums": Expect(40, wide_loads=False),
+    "covariance_clip_keys": Expect(64, wide_loads=False),
+    "covariance_clip_digit": Expect(40, wide_loads=False),
+    "covariance_clip_ties": Expect(40, wide_loads=False),
+    "covariance_clip_mark": Expect(40, wide_loads=False),
     "linear_log_probs_fold_rows<*, false>": Expect(64),
     "linear_log_probs_fold_rows<*, true>": Expect(128),
     "token_log_probs_rows<*, false>": Expect(80),

@@ -1,0 +1,20 @@
+// The CUDA kernels of covariance_clip as Python sees them.
+#if defined(LOGPI_HAS_CUDA)
+#include "covariance_clip/bind.h"
+#include "covariance_clip/cuda.h"
+
+namespace logpi {
+namespace {
+
+void run(const CovarianceClip& p, int from, int to, int device, uintptr_t stream) {
+  covariance_clip_cuda(p, from, to, device, reinterpret_cast<void*>(stream));
+}
+
+}  // namespace
+
+void bind_covariance_clip_cuda(py::module_& m) {
+  m.def("covariance_clip_cuda", flat(&covariance_params, &run));
+}
+
+}  // namespace logpi
+#endif

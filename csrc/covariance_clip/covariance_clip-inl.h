@@ -1,0 +1,370 @@
+// The CPU body of covariance_clip, compiled once per instruction set.
+//
+// Two passes over the tokens; what follows looks at lists. A thread lists only keys that may be
+// among the lowest of those it has seen, as many as are wanted: after a few tiles nearly none.
+#include "core/simd_begin.h"
+#include "core/parallel.h"
+#include "core/philox.h"
+#include "covariance_clip/covariance_clip.h"
+
+#include <string.h>
+
+namespace logpi {
+namespace LOGPI_ISA {
+namespace {
+
+#include "core/simd_double.h"
+
+typedef uint8_t vbytes __attribute__((vector_size(kLanes)));
+
+// A bit for each lane that is below 0.
+LOGPI_INLINE unsigned sign_bits(vint x) {
+#if defined(__AVX512F__)
+  return _mm512_movepi32_mask((__m512i)x);
+#elif defined(__AVX2__)
+  return (unsigned)_mm256_movemask_ps((__m256)x);
+#elif defined(__SSE2__)
+  return (unsigned)_mm_movemask_ps((__m128)x);
+#else
+  unsigned out = 0;
+  for (int i = 0; i < kLanes; ++i) out |= (unsigned)(x[i] < 0) << i;
+  return out;
+#endif
+}
+
+LOGPI_INLINE unsigned sign_bits(vlong x) {
+#if defined(__AVX512F__)
+  return _mm512_movepi64_mask((__m512i)x);
+#elif defined(__AVX2__)
+  return (unsigned)_mm256_movemask_pd((__m256d)x);
+#elif defined(__SSE2__)
+  return (unsigned)_mm_movemask_pd((__m128d)x);
+#else
+  return (unsigned)(x[0] < 0) | (unsigned)(x[1] < 0) << 1;
+#endif
+}
+// -1 for each true of [i, end). GCC 12 would convert 16 bytes one by one, hence by name.
+LOGPI_INLINE vint load_flags(const bool* flags, int64_t i, int64_t end) {
+  bool some[kLanes] = {};
+  const bool* at = flags + i;
+  if (i + kLanes > end) {
+    memcpy(some, at, (size_t)(end - i));
+    at = some;
+  }
+#if defined(__AVX512F__)
+  return -(vint)_mm512_cvtepu8_epi32(load<__m128i>(at));
+#elif defined(__AVX2__)
+  return -(vint)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)at));
+#else
+  return -__builtin_convertvector(load<vbytes>(at), vint);
+#endif
+}
+
+// kLanes tokens; `valid` is -1 or 0, and what it leaves out is 0.
+struct Tokens {
+  vint log_probs, advantages, valid;
+};
+LOGPI_INLINE vint load_values(const float* x, int64_t i, int64_t end) {
+  vint out{};
+  if (i + kLanes <= end) return load<vint>(x + i);
+  memcpy(&out, x + i, 4 * (size_t)(end - i));
+  return out;
+}
+LOGPI_INLINE Tokens load_tokens(const CovarianceClip& p, int64_t i) {
+  const vint valid = load_flags(p.loss_mask, i, p.num_tokens);
+  return {load_values(p.log_probs, i, p.num_tokens) & valid,
+          load_values(p.advantages, i, p.num_tokens) & valid, valid};
+}
+
+// ---- sums
+// -----------------------------------------------------------------------------------------
+
+#include "covariance_clip/tile_sum.h"
+
+void merge(ExactSum& to, const ExactSum& from) {
+  for (int i = 0; i < kLimbs; ++i) to.limbs[i] += from.limbs[i];
+  to.above += from.above;
+  to.below += from.below;
+}
+
+int64_t tiles_of(const CovarianceClip& p) { return (p.num_tokens + kTile - 1) / kTile; }
+int64_t end_of(const CovarianceClip& p, int64_t tile) {
+  return (tile + 1) * kTile < p.num_tokens ? (tile + 1) * kTile : p.num_tokens;
+}
+
+void sum_tokens(const CovarianceClip& p, int threads) {
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+    ExactSum log_probs{}, advantages{};
+    int64_t count = 0;
+#pragma omp for schedule(static) nowait
+    for (int64_t tile = 0; tile < tiles_of(p); ++tile) {
+      const int64_t from = tile * kTile, end = end_of(p, tile);
+      TileSum a, b;
+      vint valid{};
+      for (int64_t i = from; i < end; i += kLanes) {
+        const Tokens t = load_tokens(p, i);
+        if (!sign_bits(t.valid)) continue;  // padding, in long runs
+        valid -= t.valid;
+        TileSum::add(a, t.log_probs, log_probs);
+        TileSum::add(b, t.advantages, advantages);
+      }
+      a.add_to(log_probs);
+      b.add_to(advantages);
+      p.counts[tile] = lanes(valid);
+      count += p.counts[tile];
+    }
+#pragma omp critical(logpi_covariance_clip)
+    {
+      merge(p.head->log_probs, log_probs);
+      merge(p.head->advantages, advantages);
+      p.head->count += count;
+    }
+  }
+}
+
+// ---- keys
+// -----------------------------------------------------------------------------------------
+
+// The keys that one thread lists, with the histogram of their first digit: complete up to the last
+// key that may be taken, which a bound of digits is kept at.
+struct Listing {
+  int64_t wanted, inside = 0;  // keys within the bound
+  uint32_t bound = kDigits - 1;
+  int32_t histogram[kDigits] = {};
+
+  uint32_t limit() const { return bound << 21 | 0x1fffff; }
+  void add(uint32_t key) {
+    ++histogram[key >> 21];
+    ++inside;
+    while (bound && inside - histogram[bound] >= wanted) inside -= histogram[bound--];
+  }
+};
+
+struct Means {
+  float log_probs, advantages;
+};
+LOGPI_INLINE vfloat covariances_of(const Tokens& t, Means mean) {
+  return (from_bits(t.advantages) - mean.advantages) * (from_bits(t.log_probs) - mean.log_probs);
+}
+
+void write_covariances(const CovarianceClip& p, Means mean, int64_t from, int64_t end) {
+  float* const out = (float*)p.out;
+  for (int64_t i = from; i < end; i += kLanes) {
+    const Tokens t = load_tokens(p, i);
+    const vint c = bits(covariances_of(t, mean)) & t.valid;
+    memcpy(out + i, &c, i + kLanes <= end ? sizeof c : 4 * (size_t)(end - i));
+  }
+}
+
+// Lists what may be taken of a tile; returns how many.
+int list_covariances(const CovarianceClip& p, Means mean, int64_t from, int64_t end,
+                     Listing& listing) {
+  uint32_t* const keys = p.keys + from;
+  int32_t* const places = p.places + from;
+  int listed = 0;
+  for (int64_t i = from; i < end; i += kLanes) {
+    const Tokens t = load_tokens(p, i);
+    if (!sign_bits(t.valid)) continue;
+    const vfloat c = covariances_of(t, mean);
+    vint key = bits(c) & (c != 0.0f);
+    key = c == c ? key ^ (~(key >> 31) & 0x7fffffff) : vint{};
+    const vint within = (vuint)key <= listing.limit();
+    for (unsigned some = sign_bits(within & t.valid); some; some &= some - 1) {
+      const int lane = __builtin_ctz(some);
+      if ((uint32_t)key[lane] > listing.limit()) continue;
+      keys[listed] = (uint32_t)key[lane];
+      places[listed++] = (int32_t)(i + lane);
+      listing.add((uint32_t)key[lane]);
+    }
+  }
+  return listed;
+}
+
+// core/philox.h for several indices at once: a word in the low half of each lane.
+typedef uint64_t vwords __attribute__((vector_size(kBytes)));
+typedef int32_t vints __attribute__((vector_size(kBytes / 2)));
+LOGPI_INLINE vwords product(vwords x, uint32_t factor) {
+#if defined(__AVX512F__)
+  return (vwords)_mm512_mul_epu32((__m512i)x, _mm512_set1_epi64(factor));
+#elif defined(__AVX2__)
+  return (vwords)_mm256_mul_epu32((__m256i)x, _mm256_set1_epi64x(factor));
+#elif defined(__SSE2__)
+  return (vwords)_mm_mul_epu32((__m128i)x, _mm_set1_epi64x(factor));
+#else
+  return (x & 0xffffffff) * (uint64_t)factor;
+#endif
+}
+LOGPI_INLINE vwords random_words(uint64_t seed, uint64_t step, vwords index) {
+  vwords a = index, b = index >> 32, c = vwords{} + step, d = c >> 32;
+  uint32_t key = (uint32_t)seed, other_key = (uint32_t)(seed >> 32);
+#pragma GCC unroll 10
+  for (int round = 0; round < 10; ++round) {
+    const vwords from_a = product(a, 0xD2511F53u), from_c = product(c, 0xCD9E8D57u);
+    a = (from_c >> 32) ^ b ^ key;
+    b = from_c;
+    c = (from_a >> 32) ^ d ^ other_key;
+    d = from_a;
+    key += 0x9E3779B9u;
+    other_key += 0xBB67AE85u;
+  }
+  return a & 0xffffffff;
+}
+
+// Appends the lanes of `some`: where each is, and its rank among the valid ones of `valid`.
+LOGPI_INLINE int append(int32_t* places, int32_t* ranks, unsigned some, unsigned valid, int32_t at,
+                        int32_t before) {
+#if defined(__AVX512F__)
+  const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  const __m512i rank = _mm512_maskz_expand_epi32((__mmask16)valid, lane);
+  store(places, (vint)_mm512_maskz_compress_epi32((__mmask16)some, lane) + at);
+  store(ranks, (vint)_mm512_maskz_compress_epi32((__mmask16)some, rank) + before);
+  return __builtin_popcount(some);
+#else
+  int count = 0;
+  for (; some; some &= some - 1) {
+    const int lane = __builtin_ctz(some);
+    places[count] = at + lane;
+    ranks[count++] = before + __builtin_popcount(valid & ((1u << lane) - 1));
+  }
+  return count;
+#endif
+}
+
+int list_candidates(const CovarianceClip& p, Means mean, uint64_t step, int64_t index, int64_t from,
+                    int64_t end, Listing& listing) {
+  int32_t places[kTile + kLanes], ranks[kTile + kLanes];
+  int candidates = 0, before = 0;
+  for (int64_t i = from; i < end; i += kLanes) {
+    const Tokens t = load_tokens(p, i);
+    const unsigned valid = sign_bits(t.valid);
+    if (!valid) continue;
+    const vfloat c = covariances_of(t, mean);
+    unsigned some = sign_bits((c > p.lower) & (c < p.upper) & t.valid);
+    if (p.exclude) some &= ~sign_bits(load_flags(p.exclude, i, p.num_tokens));
+    candidates += append(places + candidates, ranks + candidates, some, valid, (int32_t)i, before);
+    before += __builtin_popcount(valid);
+  }
+  memset(ranks + candidates, 0, 4 * kDoubles);  // the last vector's empty lanes
+  int listed = 0;
+  for (int j = 0; j < candidates; j += kDoubles) {
+    const vwords at = (vwords)(__builtin_convertvector(load<vints>(ranks + j), vlong) + index);
+    const vwords keys = random_words(p.seed, step, at) >> 1;
+    unsigned some = sign_bits((vlong)(keys <= (uint64_t)listing.limit()));
+    for (; some; some &= some - 1) {
+      const int k = __builtin_ctz(some);
+      if (j + k >= candidates || keys[k] > listing.limit()) continue;
+      p.keys[from + listed] = (uint32_t)keys[k];
+      p.places[from + listed++] = places[j + k];
+      listing.add((uint32_t)keys[k]);
+    }
+  }
+  return listed;
+}
+
+void list_tokens(const CovarianceClip& p, int threads) {
+  CovarianceHead& head = *p.head;
+  const Means mean = {mean_of(head.log_probs, head.count), mean_of(head.advantages, head.count)};
+  const int64_t tiles = tiles_of(p);
+  int32_t* const listed = p.counts + tiles;
+  const uint64_t step = (uint64_t)(p.step_at ? *p.step_at : p.step);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+    Listing listing;
+    listing.wanted = wanted_of(head.count, p.fraction);
+    int64_t index = head.first, counted = 0;  // tokens of the tiles before
+#pragma omp for schedule(static) nowait
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      const int64_t from = tile * kTile, end = end_of(p, tile);
+      while (counted < tile) index += p.counts[counted++];
+      if (p.rule == CovarianceRule::covariances) {
+        write_covariances(p, mean, from, end);
+        continue;
+      }
+      memset((bool*)p.out + from, 0, (size_t)(end - from));
+      listed[tile] = p.rule == CovarianceRule::kl
+                         ? list_covariances(p, mean, from, end, listing)
+                         : list_candidates(p, mean, step, index, from, end, listing);
+    }
+    if (p.rule != CovarianceRule::covariances) {
+#pragma omp critical(logpi_covariance_clip)
+      for (uint32_t i = 0; i <= listing.bound; ++i) head.histogram[0][i] += listing.histogram[i];
+    }
+  }
+}
+
+// ---- the radix select
+// -----------------------------------------------------------------------------
+
+Selected after(Selected before, const int32_t* histogram, int digits) {
+  int64_t left = before.wanted;
+  int digit = 0;
+  while (digit + 1 < digits && histogram[digit] < left) left -= histogram[digit++];
+  return {before.prefix * digits + digit, left};
+}
+
+// Takes the keys below what is now known of the last one; keeps those that begin like it.
+void narrow(const CovarianceClip& p, int phase) {
+  CovarianceHead& head = *p.head;
+  const int at = phase - kSecond;  // digits known before, less one
+  Selected before = head.selected[at];
+  if (phase == kSecond) {
+    int64_t all = 0;
+    for (int i = 0; i < kDigits; ++i) all += head.histogram[0][i];
+    const int64_t wanted = wanted_of(head.count, p.fraction);
+    before = {0, wanted < all ? wanted : all};
+  }
+  const int digits = phase == kTies ? 1024 : kDigits, shift = 21 - 11 * at > 0 ? 21 - 11 * at : 0;
+  const Selected now = after(before, head.histogram[at], digits);
+  head.selected[at + 1] = now;
+  bool* const out = (bool*)p.out;
+  int64_t kept = 0;
+  const auto look = [&](int64_t i) {
+    const int64_t begins = p.keys[i] >> shift;
+    const int32_t place = p.places[i];
+    if (begins < now.prefix) out[place] = true;
+    if (begins != now.prefix) return;
+    if (phase != kTies) {
+      const uint32_t next = phase == kSecond ? p.keys[i] >> 10 & 2047 : p.keys[i] & 1023;
+      ++head.histogram[at + 1][next];
+    }
+    p.keys[kept] = p.keys[i];
+    p.places[kept++] = place;
+  };
+  if (phase == kSecond) {
+    const int64_t tiles = tiles_of(p);
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      const int64_t from = tile * kTile, end = from + p.counts[tiles + tile];
+      for (int64_t i = from; i < end; ++i) look(i);
+    }
+  } else {
+    for (int64_t i = 0; i < head.ties; ++i) look(i);
+  }
+  head.ties = kept;
+}
+
+void mark_ties(const CovarianceClip& p) {
+  const CovarianceHead& head = *p.head;
+  int64_t left = head.selected[3].wanted - head.first_tie;
+  for (int64_t i = 0; i < head.ties && left > 0; ++i, --left) ((bool*)p.out)[p.places[i]] = true;
+}
+
+}  // namespace
+
+void covariance_clip(const CovarianceClip& p, int from, int to) {
+  const int threads = threads_for(p.num_tokens, p.num_threads);
+  for (int phase = from; phase < to; ++phase) {
+    if (phase == kSums) {
+      sum_tokens(p, threads);
+    } else if (phase == kKeys) {
+      list_tokens(p, threads);
+    } else if (phase == kMark) {
+      mark_ties(p);
+    } else {
+      narrow(p, phase);
+    }
+  }
+}
+
+}  // namespace LOGPI_ISA
+}  // namespace logpi
