@@ -6,6 +6,7 @@
 
 namespace logpi {
 void bind_linear_log_probs(pybind11::module_& m);
+void bind_policy_loss(pybind11::module_& m);
 void bind_token_log_probs(pybind11::module_& m);
 #ifdef LOGPI_HAS_CUDA
 void bind_linear_log_probs_cuda(pybind11::module_& m);
@@ -34,6 +35,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("force_cpu_isa", &logpi::force_isa, py::arg("name"));
 
   logpi::bind_linear_log_probs(m);
+  logpi::bind_policy_loss(m);
   logpi::bind_token_log_probs(m);
 #ifdef LOGPI_HAS_CUDA
   logpi::bind_linear_log_probs_cuda(m);

@@ -18,21 +18,24 @@ from logpi.ops.policy_loss.objectives import (
 )
 from logpi.ops.policy_loss.offline import LUFFY, SFT, SHAPINGS
 
-KINDS: dict[type[Objective], int] = {  # csrc/policy_loss/policy_loss.h has them by name
-    PPOClip: 0,
-    DualClip: 1,
-    CISPO: 2,
-    SAPO: 3,
-    DPPOTV: 4,
-    DPPOKL: 5,
-    DRO: 6,
-    Surrogate: 7,
-    Reinforce: 8,
-    GPG: 8,
-    SFT: 9,
-    ClipCov: 10,
-    KLCov: 11,
-    LUFFY: 12,  # to 17, by its shaping
+_CLIP = ("clip_ratio_low", "clip_ratio_high")
+_DIVERGENCE = ("low", "high", "ratio_max")
+# csrc/policy_loss/policy_loss.h has the numbers by name
+KINDS: dict[type[Objective], tuple[int, tuple[str, ...]]] = {
+    PPOClip: (0, _CLIP),
+    DualClip: (1, (*_CLIP, "clip_ratio_c")),
+    CISPO: (2, _CLIP),
+    SAPO: (3, ("tau_positive", "tau_negative")),
+    DPPOTV: (4, _DIVERGENCE),
+    DPPOKL: (5, _DIVERGENCE),
+    DRO: (6, ("beta",)),
+    Surrogate: (7, ()),
+    Reinforce: (8, ()),
+    GPG: (8, ()),
+    SFT: (9, ()),
+    ClipCov: (10, _CLIP),
+    KLCov: (11, ("coef",)),
+    LUFFY: (12, ("constant",)),  # to 17, by its shaping
 }
 
 # Where a metric stands in what a kernel writes; behind "ratio" and its kin come three fractions.
@@ -40,13 +43,11 @@ POLICY_LOSS, RATIO, K1, K3, FRACTION, KL, ENTROPY, METRICS = 0, 1, 2, 3, 4, 7, 8
 
 
 def kind_and_knobs(objective: Objective) -> tuple[int, float, float, float]:
-    """Its number and its knobs in the order of its fields; unused ones are 0."""
-    kind = KINDS[type(objective)]
+    """Its number and its knobs; unused ones are 0."""
+    kind, names = KINDS[type(objective)]
     if isinstance(objective, LUFFY):
-        return kind + SHAPINGS.index(objective.shaping), objective.constant, 0.0, 0.0
-    names = getattr(objective, "__dataclass_fields__", {})
-    knobs = [float(getattr(objective, name)) for name in names]
-    a, b, c = (*knobs, 0.0, 0.0, 0.0)[:3]
+        kind += SHAPINGS.index(objective.shaping)
+    a, b, c = (*(float(getattr(objective, name)) for name in names), 0.0, 0.0, 0.0)[:3]
     return kind, a, b, c
 
 

@@ -13,6 +13,7 @@ and says in four class attributes what its parts are. With ∇π = π ∇log π 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ class PPOClip(TokenObjective):
 
     stabilization_mask = "0 where A > 0 and r > 1 + high, or A < 0 and r < 1 - low"
     paper = "arXiv:1707.06347"
-    fractions = ("clip_fraction_low", "clip_fraction_high")
+    fractions: ClassVar[tuple[str, ...]] = ("clip_fraction_low", "clip_fraction_high")
 
     def __post_init__(self) -> None:
         check_clip(self, self.clip_ratio_low, self.clip_ratio_high)
@@ -76,7 +77,7 @@ class DualClip(PPOClip):
 
     stabilization_mask = PPOClip.stabilization_mask + ", or A < 0 and r > c"
     paper = "arXiv:1912.09729"
-    fractions = (*PPOClip.fractions, "clip_fraction_dual")
+    fractions: ClassVar[tuple[str, ...]] = (*PPOClip.fractions, "clip_fraction_dual")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -237,7 +237,7 @@ def encode(call: Call) -> Encoded:
         call.old_log_probs.contiguous(),
         call.advantages.contiguous(),
         call.loss_mask.contiguous(),
-        call.weights.expand(batch, 1).reshape(batch),
+        call.weights.expand(batch, 1).reshape(batch).contiguous(),  # else of stride 0
         None if call.ref_log_probs is None else call.ref_log_probs.contiguous(),
         None if call.importance is None else call.importance.contiguous(),
         None if call.selection is None else call.selection.contiguous(),
@@ -310,7 +310,8 @@ def _check(
     else:
         one_each = per_token("advantages", advantages)
     old = per_token("old_log_probs", old_log_probs).detach()
-    v, told = None, {}
+    v: Tensor | None = None
+    told: dict[str, Tensor] = {}
     if importance is not None and rollout_log_probs is not None:
         rollout = per_token("rollout_log_probs", rollout_log_probs).detach()
         v, told = importance.weights(old, rollout, mask)
