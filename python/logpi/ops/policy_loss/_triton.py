@@ -10,8 +10,8 @@ from logpi.ops.policy_loss.encoding import METRICS
 from logpi.ops.policy_loss.op import Encoded
 from logpi.ops.token_log_probs._triton import LANES, on_device
 
-BLOCK = 1024  # tokens a program: 64 programs for 64k
-THREADS = 256
+BLOCK = 512  # tokens a program: 64k make 128 of them, one a multiprocessor of the largest GPUs
+THREADS = 128
 
 
 def forward(

@@ -1,7 +1,7 @@
 # mypy: ignore-errors
 # Triton's language is not Python's: its annotations are values.
-"""The Triton kernels: one pass over the tokens, a block a program, and the sum of its sums. Both add
-in an order that the number of tokens alone sets."""
+"""The Triton kernels: one pass over the tokens, a block a program, and the sum of the sums. Both
+add in an order that the number of tokens alone sets."""
 
 import triton
 import triton.language as tl

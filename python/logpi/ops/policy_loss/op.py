@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from logpi.core import checks
 from logpi.core.backends import AUTO, Backend, select
@@ -222,8 +221,12 @@ class _PolicyLoss(torch.autograd.Function):
         return loss, values
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, _: None) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # not once_differentiable: nothing here depends on an input
+            raise RuntimeError(
+                "policy_loss: the gradients of a kernel have no derivative, and create_graph=True "
+                "asked for one; use backend='torch'"
+            )
         scaled = (None if grad is None else grad * grad_loss for grad in ctx.saved_tensors)
         return (*scaled, None, None, None, None)
 
