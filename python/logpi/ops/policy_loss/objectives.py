@@ -192,10 +192,10 @@ class _DPPO(TokenObjective):
 
 @dataclass(frozen=True)
 class DPPOTV(_DPPO):
-    """-A log_probs sg(min(r, ratio_max)), 0 where the probability itself has moved too far:
-    π - π_old above `high` (A > 0) or below -`low` (else).
+    """-A log_probs sg(min(r, ratio_max)), 0 where the probability itself has moved too far.
 
-    Qi et al. 2026 (arXiv:2602.04879), by total variation.
+    Too far is π - π_old above `high` (A > 0) or below -`low` (else). Divergence PPO
+    (arXiv:2602.04879), by total variation.
 
     Attributes:
         low, high: of the difference of two probabilities.
@@ -206,7 +206,9 @@ class DPPOTV(_DPPO):
     high: float = 0.2
     ratio_max: float = 20.0
 
-    stabilization_mask = "0 where A > 0 and π - π_old > high, or A <= 0 and π - π_old < -low"
+    stabilization_mask = (
+        "min(r, max) / r, and 0 where A > 0 and π - π_old > high, or A <= 0 and π - π_old < -low"
+    )
 
     def __post_init__(self) -> None:
         checks.not_negative("DPPOTV.low", self.low)
@@ -222,7 +224,9 @@ class DPPOTV(_DPPO):
 
 @dataclass(frozen=True)
 class DPPOKL(_DPPO):
-    """As DPPOTV, by the divergence of (token, any other) under the two policies,
+    """-A log_probs sg(min(r, ratio_max)), 0 where a divergence of two outcomes is too large.
+
+    Divergence PPO (arXiv:2602.04879), by the KL divergence of (token, any other):
 
         k = π_old (log π_old - log π) + (1 - π_old) log((1 - π_old + 1e-8) / (1 - π + 1e-8))
 
@@ -237,7 +241,9 @@ class DPPOKL(_DPPO):
     high: float = 0.2
     ratio_max: float = 20.0
 
-    stabilization_mask = "0 where A > 0, π > π_old and k > high, or A <= 0, π < π_old and k > low"
+    stabilization_mask = (
+        "min(r, max) / r, and 0 where A > 0, π > π_old, k > high, or A <= 0, π < π_old, k > low"
+    )
 
     def __post_init__(self) -> None:
         checks.not_negative("DPPOKL.low", self.low)
@@ -280,8 +286,10 @@ class DRO(TokenObjective):
 
 @dataclass(frozen=True)
 class Surrogate(TokenObjective):
-    """-A r, nothing clipped: TRPO's objective (arXiv:1502.05477) without its constraint, and HPT's
-    for rollouts."""
+    """-A r, nothing clipped.
+
+    TRPO's objective (arXiv:1502.05477) without its constraint, and that of HPT's code for rollouts.
+    """
 
     paper = "arXiv:1502.05477"
 
@@ -291,7 +299,10 @@ class Surrogate(TokenObjective):
 
 @dataclass(frozen=True)
 class Reinforce(TokenObjective):
-    """-A log_probs: Williams 1992. `old_log_probs` serve the metrics alone."""
+    """-A log_probs.
+
+    Williams 1992. `old_log_probs` serve the metrics alone.
+    """
 
     reference_denominator = "π"
     paper = "Williams 1992"

@@ -16,8 +16,10 @@ _WITH_C = {"p/(p+c)": 0.1, "p^c": None}
 
 @dataclass(frozen=True)
 class SFT(TokenObjective):
-    """-log_probs: the likelihood of demonstrations. Advantages and `old_log_probs` serve no part
-    of the loss."""
+    """-log_probs: the likelihood of demonstrations.
+
+    Advantages have no part in it, and `old_log_probs` serve the metrics alone.
+    """
 
     reference_denominator = "π"
     advantage = "1"
@@ -29,7 +31,7 @@ class SFT(TokenObjective):
 
 @dataclass(frozen=True)
 class LUFFY(TokenObjective):
-    """-A f(p), p = exp(log_probs): demonstrations as off-policy data, unlikely tokens lifted.
+    """-A f(p), p = exp(log_probs): off-policy demonstrations, unlikely tokens lifted.
 
     Yan et al. 2025 (arXiv:2504.14945), the part for tokens of another policy. The probability under
     which they were drawn counts as 1. `old_log_probs` serve the metrics alone.
