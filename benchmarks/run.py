@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     module = _module(args.op)
     usual = module.QUICK[kind] if args.quick else [shape.name for shape in module.SHAPES[kind]]
     shapes = [named(name, module.SHAPES) for name in args.shapes or usual]
-    dtypes = args.dtype or ["float32", "bfloat16"]
+    dtypes = args.dtype or list(getattr(module, "DTYPES", ("float32", "bfloat16")))
     run_tests = not (args.no_tests or args.tests_were_green)
     if run_tests and not green(args.op, ROOT, kind):
         print(f"the tests of {args.op} are red: nothing was measured", file=sys.stderr)
@@ -93,7 +93,7 @@ def measure(
             if "torch._dynamo" in sys.modules:
                 torch._dynamo.reset()  # past 8 shapes dynamo would quietly run eager code
             case = module.Case(shape, DTYPES[dtype], device)
-            chosen = chosen or device_of(case.token_ids)
+            chosen = chosen or device_of(torch.empty(0, device=device))
             group = records = None  # an op may leave a case out
             for group in module.groups(case):
                 what = f"{shape.name} {dtype} {group.name} {group.buffers}"
@@ -131,7 +131,8 @@ def measure(
 
 
 def _module(op: str) -> Any:
-    """The op's benchmark: `Case`, `groups`, `TARGETS`, and the `SHAPES` and `QUICK` it takes."""
+    """The op's benchmark: `Case`, `groups`, `TARGETS`, the `SHAPES` and `QUICK` it takes, and
+    `DTYPES` where they are not float32 and bfloat16."""
     return importlib.import_module(f"benchmarks.ops.{op}")
 
 
