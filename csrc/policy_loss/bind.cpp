@@ -18,8 +18,8 @@ void bound(uintptr_t log_probs, uintptr_t entropy, uintptr_t old_log_probs, uint
            uintptr_t loss_mask, uintptr_t weights, uintptr_t ref_log_probs, uintptr_t importance,
            uintptr_t selection, int kind, double a, double b, double c, int estimator,
            double kl_coef, double entropy_coef, int64_t num_rows, int64_t row_length,
-           bool advantage_per_row, uintptr_t grad_log_probs, uintptr_t grad_entropy, uintptr_t loss,
-           uintptr_t metrics, int num_threads) {
+           bool advantage_per_row, bool weight_per_row, uintptr_t grad_log_probs,
+           uintptr_t grad_entropy, uintptr_t loss, uintptr_t metrics, int num_threads) {
   PolicyLossParams p{};
   p.objective = static_cast<Objective>(kind);
   p.knobs[0] = a;
@@ -37,6 +37,7 @@ void bound(uintptr_t log_probs, uintptr_t entropy, uintptr_t old_log_probs, uint
   p.advantage_per_row = advantage_per_row;
   p.loss_mask = at<const bool>(loss_mask);
   p.weights = at<const double>(weights);
+  p.weight_per_row = weight_per_row;
   p.ref_log_probs = at<const float>(ref_log_probs);
   p.importance = at<const float>(importance);
   p.selection = at<const bool>(selection);

@@ -9,30 +9,48 @@ LOGPI_INLINE vdouble only(vlong yes, vdouble a) { return (vdouble)((vlong)a & ye
 LOGPI_INLINE vdouble zero() { return vdouble{}; }
 LOGPI_INLINE vdouble at_most(vdouble x, double high) { return choose(x > high, zero() + high, x); }
 LOGPI_INLINE vdouble at_least(vdouble x, double low) { return choose(x < low, zero() + low, x); }
-LOGPI_INLINE vdouble magnitude(vdouble x) { return choose(x < 0, -x, x); }
-
-// e^x; below -690 as there.
-LOGPI_INLINE vdouble exp_of(vdouble x) {
-  const vdouble t = at_most(at_least(x, -690.0), 690.0) * 1.44269504088896340736;
-  return choose(x == x, exp2_double(choose(x == x, t, zero())), x);
+LOGPI_INLINE vdouble magnitude(vdouble x) { return (vdouble)((vlong)x & INT64_MAX); }
+LOGPI_INLINE vdouble fma(vdouble a, vdouble b, vdouble c) {
+#if defined(__AVX512F__)
+  return (vdouble)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#elif defined(__AVX2__)
+  return (vdouble)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#elif defined(__ARM_NEON)
+  return (vdouble)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
+#else
+  return a * b + c;
+#endif
 }
+
+// e^x for x in [-690, 690], to 2e-10: what it is rounded to has seven digits.
+LOGPI_INLINE vdouble exp_inside(vdouble x) {
+  const vdouble magic = zero() + 0x1.8p52;  // the sum's low bits are round(x log2 e)
+  const vdouble shifted = fma(x, zero() + 1.44269504088896340736, magic);
+  const vdouble f = fma(shifted - magic, zero() - 0.69314718055994530942, x);
+  vdouble p = zero() + 1.0 / 40320;
+  p = fma(p, f, zero() + 1.0 / 5040);
+  p = fma(p, f, zero() + 1.0 / 720);
+  p = fma(p, f, zero() + 1.0 / 120);
+  p = fma(p, f, zero() + 1.0 / 24);
+  p = fma(p, f, zero() + 1.0 / 6);
+  p = fma(p, f, zero() + 0.5);
+  p = fma(p, f, zero() + 1.0);
+  p = fma(p, f, zero() + 1.0);
+  return choose(x == x, (vdouble)((vlong)p + ((vlong)shifted << 52)), x);
+}
+// And elsewhere as at the nearer end.
+LOGPI_INLINE vdouble exp_of(vdouble x) { return exp_inside(at_most(at_least(x, -690.0), 690.0)); }
 
 // e^x - 1 - x for x in [-20, 20]: near 0 its digits are not those of e^x.
 LOGPI_INLINE vdouble exp_rest(vdouble x, vdouble exp_x) {
-  vdouble p = zero() + 1.0 / 87178291200;  // 14!
-  p = p * x + 1.0 / 6227020800;
-  p = p * x + 1.0 / 479001600;
-  p = p * x + 1.0 / 39916800;
-  p = p * x + 1.0 / 3628800;
-  p = p * x + 1.0 / 362880;
-  p = p * x + 1.0 / 40320;
-  p = p * x + 1.0 / 5040;
-  p = p * x + 1.0 / 720;
-  p = p * x + 1.0 / 120;
-  p = p * x + 1.0 / 24;
-  p = p * x + 1.0 / 6;
-  p = p * x + 0.5;
-  return choose(magnitude(x) < 1.0, p * x * x, exp_x - 1.0 - x);
+  vdouble p = zero() + 1.0 / 40320;
+  p = fma(p, x, zero() + 1.0 / 5040);
+  p = fma(p, x, zero() + 1.0 / 720);
+  p = fma(p, x, zero() + 1.0 / 120);
+  p = fma(p, x, zero() + 1.0 / 24);
+  p = fma(p, x, zero() + 1.0 / 6);
+  p = fma(p, x, zero() + 0.5);
+  return choose(magnitude(x) < 0.25, p * x * x, exp_x - 1.0 - x);
 }
 
 LOGPI_INLINE vdouble log_of(vdouble x) {
@@ -192,7 +210,7 @@ LOGPI_INLINE void penalty(KlEstimator estimator, vdouble x, vdouble& value, vdou
     default:
       break;
   }
-  const vdouble bound = at_most(at_least(x, -20.0), 20.0), exp_x = exp_of(bound);
+  const vdouble bound = at_most(at_least(x, -20.0), 20.0), exp_x = exp_inside(bound);
   value = exp_rest(bound, exp_x);
   const vlong inside = ~(magnitude(x) > 20.0) & ~(value > 10.0);
   value = at_most(value, 10.0);

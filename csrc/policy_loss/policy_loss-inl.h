@@ -49,7 +49,7 @@ LOGPI_INLINE void write(float* p, vdouble x, int count) {
 
 template <Objective kObjective>
 LOGPI_INLINE void step(const PolicyLossParams& p, int64_t n, int count, double weight,
-                       const float* advantage, vdouble* sums) {
+                       const float* advantage, vdouble* sums, vlong* counts) {
   const Knobs knobs = {p.knobs[0], p.knobs[1], p.knobs[2]};
   const vlong mask = flags_at(p.loss_mask + n, count);
   Token t;
@@ -61,7 +61,7 @@ LOGPI_INLINE void step(const PolicyLossParams& p, int64_t n, int count, double w
   const vdouble d = t.log_prob - t.old;
   t.inside = ~(magnitude(d) > 20.0);
   t.log_ratio = at_most(at_least(d, -20.0), 20.0);
-  t.ratio = exp_of(t.log_ratio);
+  t.ratio = exp_inside(t.log_ratio);
 
   Worth w = worth<kObjective>(knobs, t);
   vdouble scale = zero() + weight;
@@ -91,26 +91,27 @@ LOGPI_INLINE void step(const PolicyLossParams& p, int64_t n, int count, double w
   sums[kRatio] += only(mask, t.ratio);
   sums[kK1] -= t.log_ratio;  // 0 outside the mask, as is the next
   sums[kK3] += exp_rest(t.log_ratio, t.ratio);
-  for (int i = 0; i < 3; ++i) {
-    sums[kFraction + i] -= __builtin_convertvector(w.fractions[i] & mask, vdouble);
-  }
-  sums[kTokens] -= __builtin_convertvector(mask, vdouble);
+  for (int i = 0; i < 3; ++i) counts[i] -= w.fractions[i] & mask;  // True is -1
+  counts[3] -= mask;
 }
 
 template <Objective kObjective>
 void chunk(const PolicyLossParams& p, int64_t begin, int64_t end, double* out) {
   vdouble sums[kSums] = {};
+  vlong counts[4] = {};  // of the three fractions and of tokens
   for (int64_t n = begin; n < end;) {
     const int64_t row = n / p.row_length, next = (row + 1) * p.row_length;
     const int64_t stop = next < end ? next : end;
-    const double weight = p.weights[row];
+    const double weight = p.weights[p.weight_per_row ? row : 0];
     const float* advantage = p.advantage_per_row ? p.advantages + row : nullptr;
     for (; n + kDoubles <= stop; n += kDoubles) {
-      step<kObjective>(p, n, kDoubles, weight, advantage, sums);
+      step<kObjective>(p, n, kDoubles, weight, advantage, sums, counts);
     }
-    if (n < stop) step<kObjective>(p, n, (int)(stop - n), weight, advantage, sums);
+    if (n < stop) step<kObjective>(p, n, (int)(stop - n), weight, advantage, sums, counts);
     n = stop;
   }
+  for (int i = 0; i < 3; ++i) sums[kFraction + i] = __builtin_convertvector(counts[i], vdouble);
+  sums[kTokens] = __builtin_convertvector(counts[3], vdouble);
   for (int i = 0; i < kSums; ++i) out[i] = lanes(sums[i]);
 }
 

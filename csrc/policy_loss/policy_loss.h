@@ -55,7 +55,8 @@ struct PolicyLossParams {
   const float* advantages;  // [B, T], or [B] with advantage_per_row
   bool advantage_per_row;
   const bool* loss_mask;
-  const double* weights;       // [B]
+  const double* weights;  // [B], or [1] without weight_per_row
+  bool weight_per_row;
   const float* ref_log_probs;  // or null
   const float* importance;     // or null
   const bool* selection;       // or null

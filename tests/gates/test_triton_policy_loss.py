@@ -29,6 +29,7 @@ WHAT_EVERYONE_PASSES = {
     "partial": "*fp64",
     "ESTIMATOR": 2,
     "ADVANTAGE_PER_ROW": False,
+    "WEIGHT_PER_ROW": True,
     "BLOCK": _triton.BLOCK,
     "WITH_KL": True,
     "WITH_ENTROPY": True,

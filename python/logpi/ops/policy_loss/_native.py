@@ -25,6 +25,7 @@ def forward(
         batch,
         length,
         call.advantages.shape[1] != length,
+        len(call.weights) > 1,
         *(0 if t is None else t.data_ptr() for t in (grad_log_probs, grad_entropy, loss, metrics)),
         torch.get_num_threads(),
     )

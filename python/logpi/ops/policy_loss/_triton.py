@@ -45,6 +45,7 @@ def forward(
                 OBJECTIVE=kind,
                 ESTIMATOR=estimator,
                 ADVANTAGE_PER_ROW=call.advantages.shape[1] != length,
+                WEIGHT_PER_ROW=len(call.weights) > 1,
                 BLOCK=BLOCK,
                 num_warps=THREADS // LANES,
             )

@@ -41,7 +41,7 @@ def loss_kernel(
     selection, a: F64, b: F64, c: F64, kl_coef: F64, entropy_coef: F64, size: I64, length: I64,
     grad_log_probs, grad_entropy, partial, programs: I64,
     OBJECTIVE: tl.constexpr, ESTIMATOR: tl.constexpr, ADVANTAGE_PER_ROW: tl.constexpr,
-    BLOCK: tl.constexpr,
+    WEIGHT_PER_ROW: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Tokens [pid BLOCK, (pid + 1) BLOCK): gradients, and sums into partial [SUMS, programs]."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -54,7 +54,10 @@ def loss_kernel(
         advantage = load(advantages, row, mask)
     else:
         advantage = load(advantages, at, mask)
-    weight = tl.load(weights + row, mask=mask, other=0.0)
+    if WEIGHT_PER_ROW:
+        weight = tl.load(weights + row, mask=mask, other=0.0)
+    else:
+        weight = tl.where(mask, tl.load(weights), 0.0)
     if selection is not None:
         selected = tl.load(selection + at, mask=mask, other=0) != 0
     else:

@@ -52,7 +52,7 @@ class Encoded(NamedTuple):
     old_log_probs: Tensor
     advantages: Tensor
     loss_mask: Tensor
-    weights: Tensor  # [B] float64
+    weights: Tensor  # [B] or [1] float64
     ref_log_probs: Tensor | None
     importance: Tensor | None
     selection: Tensor | None
@@ -233,14 +233,13 @@ class _PolicyLoss(torch.autograd.Function):
 
 def encode(call: Call) -> Encoded:
     kl, (kind, a, b, c) = call.kl, encoding.kind_and_knobs(call.objective)
-    batch = call.log_probs.shape[0]
     return Encoded(
         call.log_probs.contiguous(),
         None if call.entropy is None else call.entropy.contiguous(),
         call.old_log_probs.contiguous(),
         call.advantages.contiguous(),
         call.loss_mask.contiguous(),
-        call.weights.expand(batch, 1).reshape(batch).contiguous(),  # else of stride 0
+        call.weights.view(-1),
         None if call.ref_log_probs is None else call.ref_log_probs.contiguous(),
         None if call.importance is None else call.importance.contiguous(),
         None if call.selection is None else call.selection.contiguous(),
@@ -312,7 +311,7 @@ def _check(
         one_each = per_token("advantages", advantages, shape[:1])[:, None]
     else:
         one_each = per_token("advantages", advantages)
-    old = per_token("old_log_probs", old_log_probs).detach()
+    old = without_gradient(per_token("old_log_probs", old_log_probs))
     v: Tensor | None = None
     told: dict[str, Tensor] = {}
     if importance is not None and rollout_log_probs is not None:
@@ -322,7 +321,7 @@ def _check(
         per_token("log_probs", log_probs),
         None if entropy is None else per_token("entropy", entropy),
         old,
-        one_each.detach(),
+        without_gradient(one_each),
         mask,
         sequence_weights(
             mask, aggregation, num_tokens=num_tokens, num_sequences=num_sequences, horizon=horizon
@@ -335,6 +334,10 @@ def _check(
         float(entropy_coef),
     )
     return call, told
+
+
+def without_gradient(tensor: Tensor) -> Tensor:
+    return tensor.detach() if tensor.requires_grad else tensor
 
 
 def _flags(name: str, value: Tensor, shape: torch.Size, device: torch.device) -> Tensor:
