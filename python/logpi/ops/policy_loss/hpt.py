@@ -190,9 +190,14 @@ class SoftHPT(_Mixture):
             )
 
     def _select(self, num_solved: Tensor, is_demonstration: Tensor) -> HPTRows:
-        at = num_solved.long().clamp(0, len(self.rl_coefs) - 1)
-        both = self.rl_coefs, self.sft_coefs
-        tables = (torch.tensor(table, dtype=torch.float64, device=at.device) for table in both)
-        alpha, beta = (table[at] for table in tables)
+        alpha, beta = (_looked_up(t, num_solved) for t in (self.rl_coefs, self.sft_coefs))
         rl, sft = alpha.where(~is_demonstration, 0.0), beta.where(is_demonstration, 0.0)
         return HPTRows(rl, torch.zeros_like(rl), sft)
+
+
+def _looked_up(table: tuple[float, ...], at: Tensor) -> Tensor:
+    """`table[at]`, ends extended; no table is copied to a GPU, which a capture would refuse."""
+    out = torch.full(at.shape, table[0], dtype=torch.float64, device=at.device)
+    for number, value in enumerate(table[1:], 1):
+        out = out.masked_fill(at >= number, value)
+    return out
