@@ -9,6 +9,7 @@ import importlib
 import pkgutil
 import platform
 import sys
+from typing import Any
 
 import torch
 
@@ -39,20 +40,21 @@ def objectives() -> None:
     print("gradient = stabilization mask * (1 / reference denominator) * advantage * likelihood")
     print("gradient (arXiv:2509.04419); r = π / π_old, p = π, s = a sequence's ratio")
     for name in catalogue.__all__:
-        objective = getattr(catalogue, name)
-        if not issubclass(objective, catalogue.Objective) or not dataclasses.is_dataclass(
-            objective
-        ):
-            continue
-        knobs = ", ".join(_knob(field) for field in dataclasses.fields(objective))
-        print(f"\n{name}({knobs})  {objective.paper}".rstrip())
-        print(f"  loss         {(objective.__doc__ or '').partition(chr(10))[0]}")
-        print(f"  mask         {objective.stabilization_mask}")
-        print(f"  denominator  {objective.reference_denominator}")
-        print(f"  advantage    {objective.advantage}")
-        print(f"  likelihood   {objective.likelihood_gradient}")
-        if not objective.token_level:
-            print(f"  a token's gradient depends on {objective.depends_on}")
+        found = getattr(catalogue, name)
+        if issubclass(found, catalogue.Objective) and dataclasses.is_dataclass(found):
+            _print_objective(found)
+
+
+def _print_objective(objective: Any) -> None:
+    knobs = ", ".join(map(_knob, dataclasses.fields(objective)))
+    print(f"\n{objective.__name__}({knobs})  {objective.paper}".rstrip())
+    print(f"  loss         {(objective.__doc__ or '').partition(chr(10))[0]}")
+    print(f"  mask         {objective.stabilization_mask}")
+    print(f"  denominator  {objective.reference_denominator}")
+    print(f"  advantage    {objective.advantage}")
+    print(f"  likelihood   {objective.likelihood_gradient}")
+    if not objective.token_level:
+        print(f"  a token's gradient depends on {objective.depends_on}")
 
 
 def _knob(field: dataclasses.Field[object]) -> str:

@@ -110,6 +110,7 @@ P = math.exp(-1.0)
         (SAPO(), 0.0, 2.0, 2.0),  # 4 times a quarter
         (SAPO(2.0, 3.0), 0.5, 2.0, 2 * R / math.cosh(R - 1) ** 2),
         (SAPO(2.0, 3.0), 0.5, -2.0, -2 * R / math.cosh(1.5 * (R - 1)) ** 2),
+        (SAPO(), 0.5, -2.0, -2 * R / math.cosh(0.525 * (R - 1)) ** 2),  # 1.05 is no float32
         # p = 1 / e = 0.368; old = p / R = 0.223 and p R = 0.607
         (DPPOTV(0.2, 0.2), 0.5, 2.0, 2 * R),  # 0.145 less than 0.2
         (DPPOTV(0.2, 0.1), 0.5, 2.0, 0.0),

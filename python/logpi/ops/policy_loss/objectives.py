@@ -156,8 +156,8 @@ class SAPO(TokenObjective):
 
     def token_losses(self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
         ratio = log_ratio(log_probs, old_log_probs).exp()
-        positive = advantages > 0
-        tau = torch.where(positive, self.tau_positive, self.tau_negative).to(ratio.dtype)
+        tau = torch.full_like(ratio, self.tau_negative)  # where() would round both to float32
+        tau = tau.masked_fill(advantages > 0, self.tau_positive)
         return -advantages * torch.sigmoid(tau * (ratio - 1)) * (4 / tau)
 
 
