@@ -8,6 +8,7 @@ namespace logpi {
 void bind_gae(pybind11::module_& m);
 void bind_flow_balance(pybind11::module_& m);
 void bind_linear_log_probs(pybind11::module_& m);
+void bind_policy_loss(pybind11::module_& m);
 void bind_token_log_probs(pybind11::module_& m);
 #ifdef LOGPI_HAS_CUDA
 void bind_flow_balance_cuda(pybind11::module_& m);
@@ -44,6 +45,7 @@ PYBIND11_MODULE(_C, m) {
   logpi::bind_gae(m);
   logpi::bind_flow_balance(m);
   logpi::bind_linear_log_probs(m);
+  logpi::bind_policy_loss(m);
   logpi::bind_token_log_probs(m);
 #ifdef LOGPI_HAS_CUDA
   logpi::bind_flow_balance_cuda(m);

@@ -12,7 +12,7 @@ from logpi.ops.covariance_clip import (
 from logpi.ops.flow_balance import FlowBalanceLoss, LogPartition, flow_balance_loss
 from logpi.ops.linear_log_probs import linear_log_probs
 from logpi.ops.linear_policy_loss import linear_policy_loss
-from logpi.ops.policy_loss import PolicyLoss
+from logpi.ops.policy_loss import PolicyLoss, policy_loss
 from logpi.ops.policy_loss.value import value_loss
 from logpi.ops.token_log_probs import TokenLogProbs, token_log_probs
 
@@ -34,6 +34,7 @@ __all__ = [
     "linear_log_probs",
     "linear_policy_loss",
     "objectives",
+    "policy_loss",
     "token_log_probs",
     "value_loss",
 ]

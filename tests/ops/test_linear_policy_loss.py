@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from logpi import BackendError, KeepSet, linear_log_probs, linear_policy_loss
+from logpi import BackendError, KeepSet, linear_log_probs, linear_policy_loss, policy_loss
 from logpi.core.masked import AGGREGATIONS
-from logpi.objectives import GSPO, KL, TokenObjective
+from logpi.objectives import GSPO, KL, ClipCov, TokenObjective
 from logpi.testing import DTYPES, bits, nan_empty
+from loss_problems import OF_A_TOKEN
 from policy_problems import (
     LEAVES,
     OBJECTIVES,
@@ -181,6 +182,25 @@ def test_micro_batches_add_up(row: Row) -> None:
         assert torch.allclose(total[name], whole[name], rtol=1e-5, atol=1e-7), name
 
 
+@pytest.mark.parametrize("objective", OF_A_TOKEN, ids=str)
+def test_every_token_level_objective(objective: TokenObjective) -> None:
+    """The same as linear_log_probs and policy_loss, tokens of advantage 0 included."""
+    p = problem()
+    p["advantages"][0] = 0.0
+    options = {"objective": objective, "kl": KL(0.0)}
+    ours = evaluate(p, "cpu", **options)
+    leaf = p["hidden_states"].clone().requires_grad_()
+    log_probs = linear_log_probs(leaf, p["weight"], p["token_ids"], bias=p["bias"]).log_probs
+    known = p["old_log_probs"], p["advantages"], p["loss_mask"]
+    loss, metrics = policy_loss(log_probs, *known, ref_log_probs=p["ref_log_probs"], **options)
+    loss.backward()
+    assert torch.allclose(ours["loss"], loss.detach(), rtol=2e-5, atol=1e-7)
+    error = (ours["gradient of hidden_states"] - leaf.grad).abs().max()
+    assert error <= 1e-5 * leaf.grad.abs().max()
+    for name, value in metrics.items():
+        assert torch.allclose(ours[name], value, rtol=1e-4, atol=1e-7), name
+
+
 # ---- masks and zeros ----------------------------------------------------------------------------
 
 
@@ -256,6 +276,11 @@ SEQUENCE = r"objective: expected a token-level one, got GSPO, whose gradient at 
             {"objective": GSPO()},
             ValueError,
             SEQUENCE + r".*linear_log_probs\(.., retain_bytes=..\)",
+        ),
+        (
+            {"objective": ClipCov()},
+            ValueError,
+            r"got ClipCov, whose gradient at a token depends on which tokens of the whole batch",
         ),
         ({"objective": "ppo"}, TypeError, r"objective: expected one of logpi.objectives, got str"),
         (

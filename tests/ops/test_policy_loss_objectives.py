@@ -11,14 +11,32 @@ import torch
 from torch import Tensor
 
 from logpi.core.masked import token_weights
-from logpi.objectives import CISPO, GSPO, KL, DualClip, Objective, PPOClip, Reinforce
+from logpi.objectives import (
+    CISPO,
+    DPPOKL,
+    DPPOTV,
+    DRO,
+    GMPO,
+    GSPO,
+    KL,
+    LUFFY,
+    SAPO,
+    SFT,
+    DualClip,
+    KLCov,
+    Objective,
+    PPOClip,
+    Reinforce,
+    RolloutImportance,
+    Surrogate,
+)
 
 float64 = torch.float64
 OLD = torch.tensor([[-0.5, -1.0, -2.0, -0.1], [-0.7, -3.0, -0.2, -0.4]], dtype=float64)
 NEW = torch.tensor([[-0.4, -1.3, -1.2, -0.1], [-0.9, -2.0, -0.2, -9.0]], dtype=float64)
 MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]]).bool()
 ADVANTAGES = torch.tensor([[2.0], [-2.0]], dtype=float64).expand(2, 4)
-TOKEN_LEVEL = (PPOClip(), DualClip(), CISPO(), Reinforce())
+TOKEN_LEVEL = (PPOClip(), DualClip(), CISPO(), Reinforce(), Surrogate(), SAPO(), DPPOTV(), LUFFY())
 
 
 def mean(values: Tensor) -> float:
@@ -64,6 +82,7 @@ def weight_on_grad_log_prob(objective: Any, log_r: float, advantage: float) -> f
 
 
 R = math.exp(0.5)
+P = math.exp(-1.0)
 
 
 @pytest.mark.parametrize(
@@ -85,6 +104,33 @@ R = math.exp(0.5)
         (CISPO(0.3), -3.0, 2.0, 2 * 0.7),
         (Reinforce(), 5.0, -2.0, -2.0),
         (PPOClip(), 30.0, -2.0, 0.0),  # outside the clamp of the log-ratio
+        (Surrogate(), 2.0, 2.0, 2 * math.exp(2.0)),
+        (SFT(), 5.0, -2.0, 1.0),
+        (DRO(0.5), 2.0, 3.0, 3 - 0.5 * 2),
+        (SAPO(), 0.0, 2.0, 2.0),  # 4 times a quarter
+        (SAPO(2.0, 3.0), 0.5, 2.0, 2 * R / math.cosh(R - 1) ** 2),
+        (SAPO(2.0, 3.0), 0.5, -2.0, -2 * R / math.cosh(1.5 * (R - 1)) ** 2),
+        (SAPO(), 0.5, -2.0, -2 * R / math.cosh(0.525 * (R - 1)) ** 2),  # 1.05 is no float32
+        # p = 1 / e = 0.368; old = p / R = 0.223 and p R = 0.607
+        (DPPOTV(0.2, 0.2), 0.5, 2.0, 2 * R),  # 0.145 less than 0.2
+        (DPPOTV(0.2, 0.1), 0.5, 2.0, 0.0),
+        (DPPOTV(0.2, 0.1), 0.5, -2.0, -2 * R),  # the other direction
+        (DPPOTV(0.2, 0.1), -0.5, -2.0, 0.0),  # 0.239 below
+        (DPPOTV(0.3, 0.1), -0.5, -2.0, -2 / R),
+        (DPPOTV(1.0, 1.0, 1.5), 0.5, 2.0, 2 * 1.5),
+        # k = 0.223 (-0.5) + 0.777 log(0.777 / 0.632) = 0.049; below, 0.119
+        (DPPOKL(0.1, 0.06), 0.5, 2.0, 2 * R),
+        (DPPOKL(0.1, 0.04), 0.5, 2.0, 0.0),
+        (DPPOKL(0.1, 0.04), -0.5, 2.0, 2 / R),
+        (DPPOKL(0.11, 0.04), -0.5, -2.0, 0.0),
+        (DPPOKL(0.13, 0.04), -0.5, -2.0, -2 / R),
+        (LUFFY(), 0.0, 2.0, 2 * 0.1 * P / (P + 0.1) ** 2),
+        (LUFFY("p/(p+c)", 0.5), 0.0, 2.0, 2 * 0.5 * P / (P + 0.5) ** 2),
+        (LUFFY("p^c", 0.3), 0.0, 2.0, 2 * 0.3 * P**0.3),
+        (LUFFY("p"), 0.0, 2.0, 2 * P),
+        (LUFFY("log p"), 0.0, 2.0, 2.0),
+        (LUFFY("p + log p"), 0.0, 2.0, 2 * (P + 1)),
+        (LUFFY("sqrt p"), 0.0, 2.0, P**0.5),
         *((objective, 0.7, 0.0, 0.0) for objective in TOKEN_LEVEL),
         *((objective, -30.0, 0.0, 0.0) for objective in TOKEN_LEVEL),
     ],
@@ -114,6 +160,16 @@ def test_kl_by_hand(estimator: str) -> None:
     )
 
 
+@pytest.mark.parametrize("estimator", ["k1", "k3", "abs"])
+def test_a_plus_has_the_value_of_its_estimate_and_the_gradient_of_k2(estimator: str) -> None:
+    ref = torch.tensor([-1.5, -1.7, -60.0], dtype=float64)
+    log_probs = torch.tensor([-1.0, -2.0, -1.0], dtype=float64, requires_grad=True)
+    values = KL(1.0, estimator + "+").token_values(log_probs, ref)
+    assert torch.equal(values, KL(1.0, estimator).token_values(log_probs, ref))
+    (grad,) = torch.autograd.grad(values.sum(), log_probs)
+    assert torch.allclose(grad, (log_probs - ref).detach())
+
+
 def test_k3_is_bounded() -> None:
     log_probs = torch.tensor([-1.0, -100.0], requires_grad=True)
     values = KL(1.0).token_values(log_probs, torch.tensor([-100.0, -1.0]))
@@ -140,7 +196,7 @@ def test_an_objective_states_its_four_parts(objective: Objective) -> None:
     assert all(isinstance(part, str) and part for part in parts)
     assert objective.token_level is not isinstance(objective, GSPO)
     with pytest.raises(dataclasses.FrozenInstanceError):
-        objective.clip_ratio_low = 0.5  # type: ignore[attr-defined]
+        objective.anything = 0.5  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -156,9 +212,53 @@ def test_an_objective_states_its_four_parts(objective: Objective) -> None:
         ),
         (lambda: GSPO(math.nan), ValueError, r"^GSPO.clip_ratio_low: expected a finite"),
         (lambda: KL(-1.0), ValueError, r"^KL.coef: expected a number of at least 0, got -1.0$"),
+        (lambda: KL(1.0, "k2+"), ValueError, r"^KL.estimator: expected one of .*, got 'k2\+'$"),
+        (lambda: GMPO(-1), ValueError, r"^GMPO.clip_log_ratio_low: expected a number of at least"),
+        (lambda: SAPO(0.0), ValueError, r"^SAPO.tau_positive: expected a finite number above 0"),
+        (lambda: DPPOTV(ratio_max=0.0), ValueError, r"^DPPOTV.ratio_max: expected a finite"),
+        (lambda: DPPOKL(low=-1.0), ValueError, r"^DPPOKL.low: expected a number of at least 0"),
+        (lambda: DRO(math.inf), ValueError, r"^DRO.beta: expected a finite number, got inf"),
+        (lambda: KLCov(-1.0), ValueError, r"^KLCov.coef: expected a number of at least 0"),
+        (lambda: LUFFY("1/p"), ValueError, r"^LUFFY.shaping: expected one of .*, got '1/p'"),
+        (lambda: LUFFY("p", 0.1), ValueError, r"^LUFFY.c: expected None, as 'p' does not use it"),
+        (lambda: LUFFY("p^c"), ValueError, r"^LUFFY.c: expected a number for 'p\^c', got None"),
+        (lambda: LUFFY(c=0.0), ValueError, r"^LUFFY.c: expected a finite number above 0, got 0.0"),
+        (
+            lambda: RolloutImportance("step"),
+            ValueError,
+            r"^RolloutImportance.level: expected 'token' or 'sequence', got 'step'",
+        ),
+        (lambda: RolloutImportance(mode="clip"), ValueError, r"^RolloutImportance.mode: expected"),
+        (lambda: RolloutImportance(max=0.0), ValueError, r"^RolloutImportance.max: expected a fin"),
+        (
+            lambda: RolloutImportance(max=1.0, min=1.5),
+            ValueError,
+            r"^RolloutImportance.min: expected at most max, 1.0, got 1.5",
+        ),
         (lambda: KL(1.0, "k4"), ValueError, r"^KL.estimator: expected one of 'k1', .*got 'k4'$"),
     ],
 )
 def test_bad_arguments(build: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         build()
+
+
+@pytest.mark.parametrize(
+    ("importance", "expected"),
+    [
+        (RolloutImportance(max=2.0), [2.0, 2.0, 0.125, 1.0]),
+        (RolloutImportance(max=2.0, min=0.5), [2.0, 2.0, 0.5, 1.0]),
+        (RolloutImportance(mode="mask", max=2.0, min=0.5), [0.0, 2.0, 0.0, 1.0]),
+        (RolloutImportance("sequence", max=5.0), [1.0, 1.0, 1.0, 1.0]),
+        (RolloutImportance("sequence", "mask", max=0.9), [0.0, 0.0, 0.0, 0.0]),
+    ],
+    ids=str,
+)
+def test_importance_by_hand(importance: RolloutImportance, expected: list[float]) -> None:
+    ratios = torch.tensor([[4.0, 2.0, 0.125, 1.0, 100.0]], dtype=float64)  # their product is 100
+    mask = torch.tensor([[True, True, True, True, False]])
+    v, told = importance.weights(ratios.log(), torch.zeros(1, 5, dtype=float64), mask)
+    assert v[0, :4].tolist() == pytest.approx(expected)
+    changed = (v != told["rollout_ratio"])[mask].double().mean()
+    assert told["rollout_clip_fraction"][mask].mean() == changed
+    assert told["rollout_kl_k1"][mask].sum().item() == pytest.approx(0.0, abs=1e-15)

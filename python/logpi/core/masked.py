@@ -28,7 +28,22 @@ def token_weights(
     horizon: float | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:  # [B, T]
-    """The weights w with which a loss is `sum w * token_loss`; exactly 0 outside the mask.
+    """`sequence_weights`, one for each token, in `dtype`; exactly 0 outside the mask."""
+    weights = sequence_weights(
+        loss_mask, aggregation, num_tokens=num_tokens, num_sequences=num_sequences, horizon=horizon
+    )
+    return weights.to(dtype).expand_as(loss_mask).where(loss_mask.bool(), 0.0)
+
+
+def sequence_weights(
+    loss_mask: Tensor,  # [B, T]
+    aggregation: str,
+    *,
+    num_tokens: Count = None,
+    num_sequences: Count = None,
+    horizon: float | None = None,
+) -> Tensor:  # [B, 1] or [1, 1]
+    """The weights w with which a loss is `sum w * token_loss` over the tokens of the mask; float64.
 
         token-mean                1 / num_tokens
         token-sum                 1
@@ -46,7 +61,6 @@ def token_weights(
         num_sequences: the same for the three "seq-mean" ones. Of this mask are counted the
             sequences that have a token.
         horizon: of "seq-mean-token-sum-norm" alone; None: T.
-        dtype: of the weights.
 
     Raises:
         ValueError: an unknown aggregation, a shape, or a count that the aggregation does not use.
@@ -63,7 +77,9 @@ def token_weights(
     _used("horizon", horizon, aggregation, by_norm)
     mask = loss_mask.bool()
     device, wide = mask.device, torch.float64  # rounded once, at the end
-    divisor = torch.ones((), dtype=wide, device=device)
+    if aggregation == "token-mean" and num_tokens is None:  # every call's, and in three steps
+        return mask.sum().clamp_(min=1).to(wide).reciprocal_().view(1, 1)
+    divisor = torch.ones(1, 1, dtype=wide, device=device)
     if aggregation == "token-mean":
         divisor = divisor * _count("num_tokens", num_tokens, mask)
     if by_sequence:
@@ -71,8 +87,10 @@ def token_weights(
     if aggregation == "seq-mean-token-mean":
         divisor = divisor * mask.sum(-1, keepdim=True).clamp(min=1)
     if by_norm:
+        if horizon is not None:
+            checks.positive("horizon", horizon)
         divisor = divisor * (mask.shape[-1] if horizon is None else horizon)
-    return divisor.reciprocal().to(dtype).expand_as(mask).where(mask, 0.0)
+    return divisor.reciprocal()
 
 
 def _used(name: str, value: Count, aggregation: str, is_used: bool) -> None:
@@ -90,6 +108,8 @@ def _count(name: str, given: Count, counted: Tensor) -> Tensor | float:
     if given.dim():
         raise ValueError(f"{name}: expected a number or a 0-d tensor, got {tuple(given.shape)}")
     checks.device(name, given, counted.device)
+    if torch.compiler.is_compiling():  # a value would break its graph
+        return given.detach()
     if given.device.type == "cpu" and not 0 < given.item() < math.inf:
         raise ValueError(f"{name}: expected a finite number above 0, got {given.item()}")
     return given.detach()

@@ -20,7 +20,8 @@ from logpi.ops.linear_log_probs._finish import finish, new_state
 from logpi.ops.linear_log_probs._plan import for_tiles, forward_plan, with_rest, workspace
 from logpi.ops.linear_log_probs._tiles import Head, slice_rows, take_rows, tile_call
 from logpi.ops.linear_policy_loss.op import PolicyCall
-from logpi.ops.policy_loss.loss import PolicyLoss, Sums, Tokens, added, loss_of, metrics, sums
+from logpi.ops.policy_loss.base import Tokens
+from logpi.ops.policy_loss.loss import PolicyLoss, Sums, added, loss_of, metrics, sums
 from logpi.ops.token_log_probs.op import Call
 
 Grads = tuple[Tensor | None, Tensor | None, Tensor | None]
@@ -111,9 +112,9 @@ def _fold_chunk(
 
 def _flowing(call: PolicyCall) -> Tensor:
     """`[N]` bool: rows to whose log-prob or entropy a gradient may flow."""
-    _, kl, entropy_coef = call.formula
+    objective, kl, entropy_coef = call.formula
     flows = call.tokens.mask & (call.tokens.weights != 0)
-    if entropy_coef or (kl is not None and kl.coef):
+    if entropy_coef or (kl is not None and kl.coef) or not objective.zero_at_zero_advantage:
         return flows
     return flows & (call.tokens.advantages != 0)
 

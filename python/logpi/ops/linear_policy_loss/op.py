@@ -21,8 +21,11 @@ from logpi.core.masked import token_weights
 from logpi.core.support import KeepSet
 from logpi.ops.linear_log_probs import BACKENDS as LINEAR_BACKENDS
 from logpi.ops.linear_log_probs.op import LinearCall, check_linear_call, no_autocast
-from logpi.ops.policy_loss import KL, Objective, PolicyLoss, PPOClip, TokenObjective
-from logpi.ops.policy_loss.loss import Formula, Tokens
+from logpi.ops.policy_loss.base import TokenObjective, Tokens
+from logpi.ops.policy_loss.kl import KL
+from logpi.ops.policy_loss.loss import Formula, PolicyLoss
+from logpi.ops.policy_loss.objectives import PPOClip
+from logpi.ops.policy_loss.op import check_objective, check_penalties
 
 
 class PolicyCall(NamedTuple):
@@ -239,16 +242,13 @@ def _check(
     workspace_bytes: int | None,
     weight_grad: Tensor | None,
 ) -> PolicyCall:
-    if not isinstance(objective, Objective):
-        raise TypeError(
-            f"objective: expected one of logpi.objectives, got {type(objective).__name__}"
-        )
+    check_objective(objective)
     if not isinstance(objective, TokenObjective):
         raise ValueError(
             f"objective: expected a token-level one, got {type(objective).__name__}, whose "
-            "gradient at a token depends on its whole sequence: it is not known when the token's "
-            "logits are. Take the log-probs from linear_log_probs(.., retain_bytes=..), which "
-            "keeps logits for the backward, and the loss from them"
+            f"gradient at a token depends on {objective.depends_on}: it is not known when the "
+            "token's logits are. Take the log-probs from linear_log_probs(.., retain_bytes=..), "
+            "which keeps logits for the backward, and the loss from policy_loss"
         )
     if isinstance(support, KeepSet):
         raise ValueError(
@@ -267,16 +267,7 @@ def _check(
     checks.tensor("loss_mask", loss_mask)
     checks.shape("loss_mask", loss_mask, lead)
     checks.device("loss_mask", loss_mask, device)
-    checks.number("entropy_coef", entropy_coef)
-    if kl is not None and not isinstance(kl, KL):
-        raise TypeError(f"kl: expected a KL of logpi.objectives, got {type(kl).__name__}")
-    if (kl is None) != (ref_log_probs is None):
-        name, got, other = (
-            ("kl", kl, "ref_log_probs") if kl is None else ("ref_log_probs", None, "kl")
-        )
-        raise ValueError(
-            f"{name}: expected one where there is {other}, got {got} (KL(0.0) reports only)"
-        )
+    check_penalties(kl, ref_log_probs, entropy_coef)
     linear = check_linear_call(
         hidden_states, weight, token_ids, bias, temperature, support, vocab_size, loss_mask,
         softcap, logit_scale, (True, False, False, False, False), 0, workspace_bytes, logits_dtype,

@@ -1,25 +1,6 @@
-"""Objectives, and the sum of their token losses."""
+"""Log-probs, advantages and a mask in; the loss of a policy update and its metrics out."""
 
 from logpi.ops.policy_loss.loss import PolicyLoss
-from logpi.ops.policy_loss.objectives import (
-    CISPO,
-    GSPO,
-    KL,
-    DualClip,
-    Objective,
-    PPOClip,
-    Reinforce,
-    TokenObjective,
-)
+from logpi.ops.policy_loss.op import BACKENDS, policy_loss
 
-__all__ = [
-    "CISPO",
-    "GSPO",
-    "KL",
-    "DualClip",
-    "Objective",
-    "PPOClip",
-    "PolicyLoss",
-    "Reinforce",
-    "TokenObjective",
-]
+__all__ = ["BACKENDS", "PolicyLoss", "policy_loss"]

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from logpi.ops.policy_loss.objectives import KL, TokenObjective
+from logpi.ops.policy_loss.base import Objective, Tokens
+from logpi.ops.policy_loss.kl import KL
 from logpi.ops.token_log_probs import TokenLogProbs
 
 Sums = dict[str, Tensor]  # float64, 0-d
@@ -26,47 +27,43 @@ class PolicyLoss(NamedTuple):
 class Formula(NamedTuple):
     """What is computed of a token."""
 
-    objective: TokenObjective
+    objective: Objective
     kl: KL | None
     entropy_coef: float
 
 
-class Tokens(NamedTuple):
-    """What is known of N tokens beforehand, each `[N]`; finite where the mask is False."""
-
-    old_log_probs: Tensor
-    advantages: Tensor
-    ref_log_probs: Tensor | None
-    weights: Tensor
-    mask: Tensor  # bool
-
-
 def sums(
-    formula: Formula, log_probs: Tensor, entropy: Tensor, tokens: Tokens
+    formula: Formula, log_probs: Tensor, entropy: Tensor | None, tokens: Tokens
 ) -> tuple[Tensor, Sums]:
     """The loss of these tokens, float64 and differentiable; and what `metrics` makes metrics of.
 
     Sums are float64: how many parts there are shows in no digit of the loss.
     """
     objective, kl, entropy_coef = formula
-    mask, known = tokens.mask, (tokens.old_log_probs, tokens.advantages)
+    mask = tokens.mask
 
-    def weighted(values: Tensor) -> Tensor:
-        return (tokens.weights * values).sum(dtype=torch.float64)
+    def weighted(values: Tensor, weights: Tensor = tokens.weights) -> Tensor:
+        return (weights * values).sum(dtype=torch.float64)
 
-    loss = policy = weighted(objective.token_losses(log_probs, *known))
-    told = {"entropy": entropy}
+    weights = tokens.weights if tokens.policy_weights is None else tokens.policy_weights
+    loss = policy = weighted(objective.losses(log_probs, tokens), weights)
+    told = {} if entropy is None else {"entropy": entropy}
     if kl is not None:
         assert tokens.ref_log_probs is not None
         told["kl"] = kl.token_values(log_probs, tokens.ref_log_probs)
         loss = loss + kl.coef * weighted(told["kl"])
     if entropy_coef:
+        assert entropy is not None
         loss = loss - entropy_coef * weighted(entropy)
     with torch.no_grad():
-        told |= objective.token_metrics(log_probs, *known)
-        totals = {k: v.where(mask, 0.0).sum(dtype=torch.float64) for k, v in told.items()}
+        told |= objective.told(log_probs, tokens)
+        totals = sums_of(told, mask)
         totals["tokens"] = mask.sum(dtype=torch.float64)
     return loss, {"policy_loss": policy.detach(), **totals}
+
+
+def sums_of(told: dict[str, Tensor], mask: Tensor) -> Sums:
+    return {k: v.where(mask, 0.0).sum(dtype=torch.float64) for k, v in told.items()}
 
 
 def loss_of(formula: Formula, out: TokenLogProbs, tokens: Tokens) -> PolicyLoss:

@@ -7,7 +7,7 @@ Every objective is an instance of the unified policy gradient estimator (arXiv:2
     gradient = stabilization mask * (1 / reference denominator) * advantage * likelihood gradient
 
 and says in four class attributes what its parts are. With ∇π = π ∇log π each is a weight on
-∇log π; for a token-level objective the weight depends on that token alone.
+∇log π; for a token-level objective, as are all of these, it depends on that token alone.
 """
 
 from __future__ import annotations
@@ -19,55 +19,14 @@ import torch
 from torch import Tensor
 
 from logpi.core import checks
-
-# A log-ratio is clamped before the exponential, as the trainers do whose losses these are: e^20 is
-# still a float32 whose products are finite. Outside the clamp no gradient flows.
-LOG_RATIO_BOUND = 20.0
-_SEQUENCE_LOG_RATIO_BOUND = 10.0
-_K3_BOUND = 10.0
-
-
-class Objective:
-    """The common base.
-
-    Attributes:
-        token_level: whether a token's loss depends on that token alone.
-        stabilization_mask, reference_denominator, advantage, likelihood_gradient: the four parts.
-    """
-
-    token_level: ClassVar[bool]
-    stabilization_mask: ClassVar[str] = "1"
-    reference_denominator: ClassVar[str] = "π_old"
-    advantage: ClassVar[str] = "A, as given"
-    likelihood_gradient: ClassVar[str] = "∇π"
-
-
-class TokenObjective(Objective):
-    """An objective whose token losses depend on their own token alone.
-
-    Where the advantage is 0 the loss and its gradient are 0, whatever the ratio.
-    """
-
-    token_level = True
-
-    def token_losses(self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
-        """`[..]`, differentiable in `log_probs`; all three arguments are `[..]`."""
-        raise NotImplementedError
-
-    def token_metrics(
-        self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor
-    ) -> dict[str, Tensor]:
-        """What the objective has to tell of each token, `[..]` by name; its mean is the metric.
-
-        ratio: r. approx_kl_k1: -log r. approx_kl_k3: r - 1 - log r. Of KL(old, new), if the tokens
-        were drawn from old. clip_fraction_*: 1 where a clip has taken the gradient or part of it.
-        """
-        log_r = log_ratio(log_probs, old_log_probs)
-        return {
-            "ratio": log_r.exp(),
-            "approx_kl_k1": -log_r,
-            "approx_kl_k3": torch.expm1(log_r) - log_r,
-        }
+from logpi.ops.policy_loss.base import (
+    TokenObjective,
+    check_clip,
+    clip_metrics,
+    clipped,
+    log_ratio,
+    ratio_metrics,
+)
 
 
 @dataclass(frozen=True)
@@ -85,9 +44,11 @@ class PPOClip(TokenObjective):
     clip_ratio_high: float = 0.2
 
     stabilization_mask = "0 where A > 0 and r > 1 + high, or A < 0 and r < 1 - low"
+    paper = "arXiv:1707.06347"
+    fractions: ClassVar[tuple[str, ...]] = ("clip_fraction_low", "clip_fraction_high")
 
     def __post_init__(self) -> None:
-        _check_clip(self, self.clip_ratio_low, self.clip_ratio_high)
+        check_clip(self, self.clip_ratio_low, self.clip_ratio_high)
 
     def token_losses(self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
         ratio = log_ratio(log_probs, old_log_probs).exp()
@@ -96,14 +57,9 @@ class PPOClip(TokenObjective):
     def token_metrics(
         self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor
     ) -> dict[str, Tensor]:
-        metrics = super().token_metrics(log_probs, old_log_probs, advantages)
-        below, above = (
-            metrics["ratio"] < 1 - self.clip_ratio_low,
-            metrics["ratio"] > 1 + self.clip_ratio_high,
-        )
-        metrics["clip_fraction_low"] = (below & (advantages < 0)).to(log_probs.dtype)
-        metrics["clip_fraction_high"] = (above & (advantages > 0)).to(log_probs.dtype)
-        return metrics
+        metrics = ratio_metrics(log_probs, old_log_probs)
+        bounds = self.clip_ratio_low, self.clip_ratio_high
+        return metrics | clip_metrics(metrics["ratio"], advantages, *bounds)
 
 
 @dataclass(frozen=True)
@@ -120,14 +76,12 @@ class DualClip(PPOClip):
     clip_ratio_c: float = 3.0
 
     stabilization_mask = PPOClip.stabilization_mask + ", or A < 0 and r > c"
+    paper = "arXiv:1912.09729"
+    fractions: ClassVar[tuple[str, ...]] = (*PPOClip.fractions, "clip_fraction_dual")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        checks.number("DualClip.clip_ratio_c", self.clip_ratio_c)
-        if self.clip_ratio_c <= 1:
-            raise ValueError(
-                f"DualClip.clip_ratio_c: expected a number above 1, got {self.clip_ratio_c}"
-            )
+        _above_one("DualClip.clip_ratio_c", self.clip_ratio_c)
 
     def token_losses(self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
         losses = super().token_losses(log_probs, old_log_probs, advantages)
@@ -159,9 +113,11 @@ class CISPO(TokenObjective):
     clip_ratio_high: float = 0.2
 
     stabilization_mask = "clamp(r, 1 - low, 1 + high) / r"
+    paper = "arXiv:2506.13585"
+    fractions = ("clip_fraction_low", "clip_fraction_high")
 
     def __post_init__(self) -> None:
-        _check_clip(self, self.clip_ratio_low, self.clip_ratio_high)
+        check_clip(self, self.clip_ratio_low, self.clip_ratio_high)
 
     def token_losses(self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
         ratio = log_ratio(log_probs, old_log_probs).exp().detach()
@@ -179,95 +135,194 @@ class CISPO(TokenObjective):
 
 
 @dataclass(frozen=True)
+class SAPO(TokenObjective):
+    """-A (4 / tau) sigmoid(tau (r - 1)): a gate that closes smoothly as r leaves 1.
+
+    Gao et al. 2025 (arXiv:2511.20347). The gradient's weight on A r is 1 at r = 1.
+
+    Attributes:
+        tau_positive, tau_negative: tau where A > 0, and elsewhere; larger closes faster.
+    """
+
+    tau_positive: float = 1.0
+    tau_negative: float = 1.05
+
+    stabilization_mask = "4 σ(τ (r - 1)) σ(τ (1 - r))"
+    paper = "arXiv:2511.20347"
+
+    def __post_init__(self) -> None:
+        checks.positive("SAPO.tau_positive", self.tau_positive)
+        checks.positive("SAPO.tau_negative", self.tau_negative)
+
+    def token_losses(self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
+        ratio = log_ratio(log_probs, old_log_probs).exp()
+        tau = torch.full_like(ratio, self.tau_negative)  # where() would round both to float32
+        tau = tau.masked_fill(advantages > 0, self.tau_positive)
+        return -advantages * torch.sigmoid(tau * (ratio - 1)) * (4 / tau)
+
+
+class _DPPO(TokenObjective):
+    """-A log_probs sg(min(r, ratio_max)) where the token may move on; nothing where it has moved
+    too far in the direction of its advantage."""
+
+    ratio_max: float
+    paper = "arXiv:2602.04879"
+    fractions = ("clip_fraction_low", "clip_fraction_high")
+
+    def _stopped(
+        self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Bool: below, where A <= 0; above, where A > 0."""
+        raise NotImplementedError
+
+    def token_losses(self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
+        below, above = self._stopped(log_probs.detach(), old_log_probs, advantages)
+        weight = log_ratio(log_probs, old_log_probs).exp().detach().clamp(max=self.ratio_max)
+        return (-advantages * weight * log_probs).masked_fill(below | above, 0.0)
+
+    def token_metrics(
+        self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor
+    ) -> dict[str, Tensor]:
+        below, above = self._stopped(log_probs, old_log_probs, advantages)
+        metrics = ratio_metrics(log_probs, old_log_probs)
+        metrics["clip_fraction_low"] = below.to(log_probs.dtype)
+        metrics["clip_fraction_high"] = above.to(log_probs.dtype)
+        return metrics
+
+
+@dataclass(frozen=True)
+class DPPOTV(_DPPO):
+    """-A log_probs sg(min(r, ratio_max)), 0 where the probability itself has moved too far.
+
+    Too far is π - π_old above `high` (A > 0) or below -`low` (else). Divergence PPO
+    (arXiv:2602.04879), by total variation.
+
+    Attributes:
+        low, high: of the difference of two probabilities.
+        ratio_max: the largest weight.
+    """
+
+    low: float = 0.2
+    high: float = 0.2
+    ratio_max: float = 20.0
+
+    stabilization_mask = (
+        "min(r, max) / r, and 0 where A > 0 and π - π_old > high, or A <= 0 and π - π_old < -low"
+    )
+
+    def __post_init__(self) -> None:
+        checks.not_negative("DPPOTV.low", self.low)
+        checks.not_negative("DPPOTV.high", self.high)
+        checks.positive("DPPOTV.ratio_max", self.ratio_max)
+
+    def _stopped(
+        self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        moved, positive = log_probs.exp() - old_log_probs.exp(), advantages > 0
+        return (moved < -self.low) & ~positive, (moved > self.high) & positive
+
+
+@dataclass(frozen=True)
+class DPPOKL(_DPPO):
+    """-A log_probs sg(min(r, ratio_max)), 0 where a divergence of two outcomes is too large.
+
+    Divergence PPO (arXiv:2602.04879), by the KL divergence of (token, any other):
+
+        k = π_old (log π_old - log π) + (1 - π_old) log((1 - π_old + 1e-8) / (1 - π + 1e-8))
+
+    0 where k > `high` and π > π_old (A > 0), or k > `low` and π < π_old (else).
+
+    Attributes:
+        low, high: of k, in nats.
+        ratio_max: the largest weight.
+    """
+
+    low: float = 0.2
+    high: float = 0.2
+    ratio_max: float = 20.0
+
+    stabilization_mask = (
+        "min(r, max) / r, and 0 where A > 0, π > π_old, k > high, or A <= 0, π < π_old, k > low"
+    )
+
+    def __post_init__(self) -> None:
+        checks.not_negative("DPPOKL.low", self.low)
+        checks.not_negative("DPPOKL.high", self.high)
+        checks.positive("DPPOKL.ratio_max", self.ratio_max)
+
+    def _stopped(
+        self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        new, old, positive = log_probs.exp(), old_log_probs.exp(), advantages > 0
+        others = torch.log((1 - old + 1e-8) / (1 - new + 1e-8))
+        k = old * (old_log_probs - log_probs) + (1 - old) * others
+        return (k > self.low) & (new < old) & ~positive, (k > self.high) & (new > old) & positive
+
+
+@dataclass(frozen=True)
+class DRO(TokenObjective):
+    """-(A log_probs - beta / 2 (log_probs - old_log_probs)^2), the log-ratio as it is.
+
+    Richemond et al. 2024 (arXiv:2405.19107), a token at a time.
+
+    Attributes:
+        beta: of the quadratic penalty.
+    """
+
+    beta: float
+
+    stabilization_mask = "1 - beta log r / A"
+    reference_denominator = "π"
+    paper = "arXiv:2405.19107"
+    zero_at_zero_advantage = False
+
+    def __post_init__(self) -> None:
+        checks.not_negative("DRO.beta", self.beta)
+
+    def token_losses(self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
+        penalty = (log_probs - old_log_probs).square() * (self.beta / 2)
+        return penalty - advantages * log_probs
+
+
+@dataclass(frozen=True)
+class Surrogate(TokenObjective):
+    """-A r, nothing clipped.
+
+    TRPO's objective (arXiv:1502.05477) without its constraint, and that of HPT's code for rollouts.
+    """
+
+    paper = "arXiv:1502.05477"
+
+    def token_losses(self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
+        return -advantages * log_ratio(log_probs, old_log_probs).exp()
+
+
+@dataclass(frozen=True)
 class Reinforce(TokenObjective):
-    """-A log_probs: Williams 1992. `old_log_probs` serve the metrics alone."""
+    """-A log_probs.
+
+    Williams 1992. `old_log_probs` serve the metrics alone.
+    """
 
     reference_denominator = "π"
+    paper = "Williams 1992"
 
     def token_losses(self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
         return -advantages * log_probs
 
 
 @dataclass(frozen=True)
-class GSPO(Objective):
-    """PPOClip on the ratio of the whole sequence, s = exp(mean of log_probs - old_log_probs).
+class GPG(Reinforce):
+    """-A log_probs: the formula of Reinforce; what is GPG's own is in the advantages.
 
-    Zheng et al. 2025 (arXiv:2507.18071), the token form: s * exp(log_probs - sg(log_probs)). A
-    token's gradient depends on every token of its sequence.
-
-    Attributes:
-        clip_ratio_low, clip_ratio_high: distances of s from 1; the authors' are 3e-4 and 4e-4.
+    Chu et al. 2025 (arXiv:2504.02546).
     """
 
-    clip_ratio_low: float = 3e-4
-    clip_ratio_high: float = 4e-4
-
-    token_level = False
-    stabilization_mask = "0 where A > 0 and s > 1 + high, or A < 0 and s < 1 - low"
-    reference_denominator = "π (π_old(sequence) / π(sequence))^(1 / length)"
-
-    def __post_init__(self) -> None:
-        _check_clip(self, self.clip_ratio_low, self.clip_ratio_high)
-
-    def token_losses(
-        self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, loss_mask: Tensor
-    ) -> Tensor:
-        """`[B, T]`; means run over the tokens of `loss_mask`, bool `[B, T]`."""
-        log_r = (log_probs - old_log_probs).detach().where(loss_mask, 0.0)
-        mean = log_r.sum(-1, keepdim=True) / loss_mask.sum(-1, keepdim=True).clamp(min=1)
-        ratio = (log_probs - log_probs.detach() + mean).clamp(max=_SEQUENCE_LOG_RATIO_BOUND).exp()
-        return clipped(ratio, advantages, self.clip_ratio_low, self.clip_ratio_high)
+    advantage = "alpha (R - mean R of the group)"
+    paper = "arXiv:2504.02546"
 
 
-@dataclass(frozen=True)
-class KL:
-    """A penalty for leaving the reference policy, `coef` times an estimate a token.
-
-        k1 = log_probs - ref_log_probs = -x      abs = |x|      k2 = x^2 / 2
-        k3 = e^x - x - 1 with x in [-20, 20], at most 10
-
-    Schulman 2020, http://joschu.net/blog/kl-approx.html. The gradient is that of the estimate.
-
-    Attributes:
-        coef: multiplies it; 0 only reports it.
-        estimator: "k1", "k2", "k3" or "abs".
-    """
-
-    coef: float
-    estimator: str = "k3"
-
-    def __post_init__(self) -> None:
-        checks.not_negative("KL.coef", self.coef)
-        if self.estimator not in _ESTIMATORS:
-            known = ", ".join(repr(name) for name in _ESTIMATORS)
-            raise ValueError(f"KL.estimator: expected one of {known}, got {self.estimator!r}")
-
-    def token_values(self, log_probs: Tensor, ref_log_probs: Tensor) -> Tensor:
-        """`[..]`, differentiable in `log_probs`."""
-        x = ref_log_probs - log_probs
-        if self.estimator == "k1":
-            return -x
-        if self.estimator == "abs":
-            return x.abs()
-        if self.estimator == "k2":
-            return x.square() / 2
-        x = x.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
-        return (torch.expm1(x) - x).clamp(-_K3_BOUND, _K3_BOUND)
-
-
-_ESTIMATORS = ("k1", "k2", "k3", "abs")
-
-
-def log_ratio(log_probs: Tensor, old_log_probs: Tensor) -> Tensor:
-    return (log_probs - old_log_probs).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
-
-
-def clipped(ratio: Tensor, advantages: Tensor, low: float, high: float) -> Tensor:
-    """max(-A r, -A clamp(r, 1 - low, 1 + high))."""
-    return torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - low, 1 + high))
-
-
-def _check_clip(objective: Objective, low: float, high: float) -> None:
-    name = type(objective).__name__
-    checks.not_negative(f"{name}.clip_ratio_low", low)
-    checks.not_negative(f"{name}.clip_ratio_high", high)
+def _above_one(name: str, value: float) -> None:
+    checks.number(name, value)
+    if value <= 1:
+        raise ValueError(f"{name}: expected a number above 1, got {value}")
