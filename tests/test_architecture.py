@@ -17,7 +17,7 @@ FRAMEWORKS = (
     r"unsloth|liger|slime|skyrl|prime.rl|ray"
 )
 # Ops of several functions, and one of them.
-FAMILIES = {"covariance_clip": "clip_cov_mask"}
+FAMILIES = {"covariance_clip": "clip_cov_mask", "flow_balance": "flow_balance_loss"}
 HEAVY = "triton transformers trl verl vllm accelerate datasets matplotlib rich pandas scipy pytest"
 
 
@@ -128,8 +128,6 @@ def one_word_per_op(root: Path) -> list[str]:
             if not (root / part).exists():
                 breaches.append(f"{op} has no {part}")
         source = (root / f"python/logpi/ops/{op}/op.py").read_text()
-        if not re.search(rf"^def {op}(_loss)?\(", source, re.MULTILINE):
-            breaches.append(f"{op}/op.py does not define {op} or {op}_loss")
         defined = FAMILIES.get(op, op)
         if not re.search(rf"^def {defined}\(", source, re.MULTILINE):
             breaches.append(f"{op}/op.py does not define {defined}")
