@@ -6,13 +6,7 @@ differ by rounding alone. tests/verl-requirements.txt says what to install.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import sys
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
 from typing import Any
-from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -44,51 +38,30 @@ LOW, HIGH, C = 0.2, 0.28, 3.0
 SEQUENCES = {"aggregation": "seq-mean-token-mean"}
 
 
-class _MockedRay(MetaPathFinder, Loader):
-    """Whatever is imported of Ray is a mock: it is 240 MB, and no loss function needs it."""
+def config(mode: str) -> Any:
+    from verl.workers.config.actor import ActorConfig, PolicyLossConfig
 
-    def find_spec(self, name: str, *_: Any) -> ModuleSpec | None:
-        return ModuleSpec(name, self, is_package=True) if name.split(".")[0] == "ray" else None
-
-    def create_module(self, spec: ModuleSpec) -> Any:
-        return MagicMock(__path__=[], __name__=spec.name)
-
-    def exec_module(self, module: Any) -> None: ...
-
-
-@pytest.fixture(scope="module")
-def verl() -> Any:
-    """Its core_algos."""
-    pytest.importorskip("verl", exc_type=ImportError)
-    if importlib.util.find_spec("ray") is None:
-        sys.meta_path.append(_MockedRay())
-    return importlib.import_module("verl.trainer.ppo.core_algos")
-
-
-def config(mode: str, **changes: Any) -> Any:
-    from omegaconf import OmegaConf
-
-    policy = {
-        "loss_mode": mode,
-        "clip_cov_ratio": 0.05,
-        "clip_cov_lb": 0.1,
-        "clip_cov_ub": 5.0,
-        "kl_cov_ratio": 0.05,
-        "ppo_kl_coef": 0.7,
-        "dro_beta": 0.3,
-    }
-    actor = {
-        "clip_ratio": LOW,
-        "clip_ratio_low": LOW,
-        "clip_ratio_high": HIGH,
-        "clip_ratio_c": C,
-        "tau_pos": 1.0,
-        "tau_neg": 1.05,
-        "dro_beta": 0.3,
-        "policy_loss": policy,
-        "global_batch_info": {},
-    }
-    return OmegaConf.create(actor | changes)
+    policy = PolicyLossConfig(
+        loss_mode=mode,
+        clip_cov_ratio=0.05,
+        clip_cov_lb=0.1,
+        clip_cov_ub=5.0,
+        kl_cov_ratio=0.05,
+        ppo_kl_coef=0.7,
+        dro_beta=0.3,
+    )
+    return ActorConfig(
+        strategy="fsdp",
+        rollout_n=4,
+        ppo_micro_batch_size_per_gpu=1,
+        clip_ratio=LOW,
+        clip_ratio_low=LOW,
+        clip_ratio_high=HIGH,
+        clip_ratio_c=C,
+        tau_pos=1.0,
+        tau_neg=1.05,
+        policy_loss=policy,
+    )
 
 
 def batch(seed: int = 0) -> dict[str, Tensor]:
@@ -97,10 +70,11 @@ def batch(seed: int = 0) -> dict[str, Tensor]:
     log_probs = -torch.rand(B, T, generator=g, dtype=float64) * 3 - 0.05
     mask = torch.rand(B, T, generator=g) < 0.8
     mask[:, 0] = True
+    old = log_probs + 0.6 * torch.randn(B, T, generator=g, dtype=float64)
     advantages = torch.randn(B, 1, generator=g, dtype=float64).expand(B, T)  # GMPO has one a row
     return {
         "log_probs": log_probs,
-        "old_log_probs": log_probs + 0.6 * torch.randn(B, T, generator=g, dtype=float64),
+        "old_log_probs": old.clamp(max=-0.01),
         "advantages": advantages.contiguous(),
         "loss_mask": mask,
     }
