@@ -51,8 +51,8 @@ def run_grpo(
     timer = LossHeadTimer()
     trainer = GRPOTrainer(
         model=model,
-        reward_funcs=_reward(task, task.splits.rl),
-        args=_config(folder, settings),
+        reward_funcs=reward(task, task.splits.rl),
+        args=config(folder, settings),
         train_dataset=Dataset.from_list(
             [{"prompt": prompt(e), "index": i} for i, e in enumerate(task.splits.rl)]
         ),
@@ -74,8 +74,8 @@ def newest_checkpoint(folder: Path) -> str | None:
     return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2])))
 
 
-def _config(folder: Path, settings: GRPOSettings) -> GRPOConfig:
-    return GRPOConfig(
+def config(folder: Path, settings: GRPOSettings, **changed: Any) -> GRPOConfig:
+    told: dict[str, Any] = dict(
         output_dir=str(folder),
         seed=settings.seed,
         max_steps=settings.steps,
@@ -94,9 +94,12 @@ def _config(folder: Path, settings: GRPOSettings) -> GRPOConfig:
         report_to=[],
         disable_tqdm=True,
     )
+    return GRPOConfig(**(told | changed))
 
 
-def _reward(task: Task, entries: list[Entry]) -> Callable[..., list[float]]:
+def reward(task: Task, entries: list[Entry]) -> Callable[..., list[float]]:
+    """The verifier as TRL calls it; the data set's `index` says which entry was asked."""
+
     def score_answer(completions: list[str], index: list[int], **_: Any) -> list[float]:
         return [task.score(text, entries[i]) for text, i in zip(completions, index, strict=True)]
 

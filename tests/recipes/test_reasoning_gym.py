@@ -20,7 +20,7 @@ pytestmark = [
 ]
 
 FOLDER = Path(__file__).parents[2] / "recipes" / "reasoning_gym"
-MODULES = ("tasks", "model", "loss_head", "grpo", "summary", "train")
+MODULES = ("countdown", "tasks", "model", "loss_head", "grpo", "summary", "train")
 CURVES = ("reward", "entropy", "loss", "grad_norm")
 TINY = {
     "--heldout": 40,
@@ -128,7 +128,7 @@ def test_the_reward_scores_each_completion_against_its_own_question(
 ) -> None:
     task = _task(recipe)
     entries = task.splits.rl
-    reward = recipe.grpo._reward(task, entries)
+    reward = recipe.grpo.reward(task, entries)
     completions = [entries[7]["answer"], entries[3]["answer"], "nothing"]
     assert reward(completions=completions, index=[7, 3, 3], prompts=[]) == [1.0, 1.0, 0.0]
 
