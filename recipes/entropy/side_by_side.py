@@ -9,12 +9,6 @@ from typing import Any
 from logpi.diagnostics import EntropyLaw, fit_entropy_law
 
 Runs = list[dict[str, Any]]  # of one method, one a seed
-_COLOURS = {
-    "grpo": "tab:blue",
-    "clip-cov": "tab:orange",
-    "kl-cov": "tab:green",
-    "flowrl": "tab:red",
-}
 _MEASURED = {
     "accuracy": "greedy accuracy",
     "sampled_accuracy": "sampled accuracy",
@@ -68,8 +62,8 @@ def plot(results: dict[str, Runs], path: Path, task: str) -> None:
 
     figure = Figure(figsize=(13, 3.8), layout="constrained")
     reward, entropy, both = figure.subplots(1, 3)
-    for method, runs in results.items():
-        colour = _COLOURS[method]
+    for number, (method, runs) in enumerate(results.items()):
+        colour = f"C{number}"
         for axis, key in ((reward, "reward"), (entropy, "entropy")):
             curves = [[step[key] for step in run["steps"]] for run in runs]
             at = range(1, len(curves[0]) + 1)
@@ -92,7 +86,8 @@ def plot(results: dict[str, Runs], path: Path, task: str) -> None:
     for axis in (reward, entropy):
         axis.set_xlabel("generation")
         axis.legend(fontsize="small")
-    both.legend(fontsize="small")
+    if any(law(runs) for runs in results.values()):
+        both.legend(fontsize="small")
     for axis in (reward, entropy, both):
         axis.grid(alpha=0.3)
     seeds = max(len(runs) for runs in results.values())

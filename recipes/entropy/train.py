@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 _HERE = Path(__file__).parent
-_NOT_THE_RUN = ("method", "seeds", "out", "threads")  # leave every number of one run as it is
+# Leave every number of one run as it is; FlowRL's run has its reward scale in its name.
+_NOT_THE_RUN = ("method", "seeds", "out", "reward_scale")
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -33,13 +34,13 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     data.add_argument("--heldout", type=int, default=100, help="questions never trained on")
     data.add_argument("--warmup-questions", type=int, default=800, help="with solutions")
     data.add_argument("--solutions", type=int, default=8, help="of each, at the most (countdown)")
-    data.add_argument("--rl-questions", type=int, default=600, help="in no other split")
+    data.add_argument("--rl-questions", type=int, default=500, help="in no other split")
 
     model = parser.add_argument_group("model and its supervised warm-up")
     model.add_argument("--hidden-size", type=int, default=96)
     model.add_argument("--layers", type=int, default=2)
     model.add_argument("--vocab-size", type=int, default=512, help="of the head")
-    model.add_argument("--warmup-steps", type=int, default=600)
+    model.add_argument("--warmup-steps", type=int, default=1500)
     model.add_argument("--warmup-batch-size", type=int, default=96)
     model.add_argument("--warmup-learning-rate", type=float, default=3e-3)
     model.add_argument("--hedged-fraction", type=float, default=0.6, help="(chain_sum)")
@@ -59,7 +60,8 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     own.add_argument("--clip-cov-upper", type=float, default=5.0)
     own.add_argument("--kl-cov-fraction", type=float, default=0.02)
     own.add_argument("--kl-cov-coef", type=float, default=1.0)
-    own.add_argument("--reward-scale", type=float, default=15.0, help="FlowRL's beta")
+    own.add_argument("--reward-scale", type=float, nargs="+", default=[15.0],
+        help="FlowRL's beta; a run for each")  # fmt: skip
     args = parser.parse_args(argv)
     args.out = args.out or _HERE / "results" / args.task
     return args
@@ -78,18 +80,19 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[dict[str, Any]]]:
     transformers.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     _go_on_or_refuse(args)
-    results: dict[str, list[dict[str, Any]]] = {method: [] for method in args.method}
+    runs = _runs(args)
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in runs}
     for seed in args.seeds:
         task = None
-        for method in args.method:
-            path = args.out / f"seed{seed}" / method / "metrics.json"
+        for name, (method, reward_scale) in runs.items():
+            path = args.out / f"seed{seed}" / name / "metrics.json"
             if not path.exists():
                 if task is None:
                     sizes = args.heldout, args.warmup_questions, args.rl_questions
                     names = "heldout", "warmup", "rl"
                     task = Task(args.task, seed=seed, **dict(zip(names, sizes, strict=True)))
-                _run(args, task, seed, method, path)
-            results[method].append(json.loads(path.read_text()))
+                _run(args, task, seed, method, reward_scale, path)
+            results[name].append(json.loads(path.read_text()))
     side_by_side.plot(results, args.out / "curves.png", args.task)
     print(side_by_side.table(results))
     print(f"results: {args.out}")
@@ -110,7 +113,20 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
     return {key: value for key, value in vars(args).items() if key not in _NOT_THE_RUN}
 
 
-def _run(args: argparse.Namespace, task: Any, seed: int, method: str, path: Path) -> None:
+def _runs(args: argparse.Namespace) -> dict[str, tuple[str, float]]:
+    """(method, reward scale) of what is asked for, by name: "grpo", "flowrl-15"."""
+    runs: dict[str, tuple[str, float]] = {}
+    for method in args.method:
+        if method == "flowrl":
+            runs |= {f"flowrl-{scale:g}": (method, scale) for scale in args.reward_scale}
+        else:
+            runs[method] = method, 0.0
+    return runs
+
+
+def _run(
+    args: argparse.Namespace, task: Any, seed: int, method: str, reward_scale: float, path: Path
+) -> None:
     import grpo
     import methods
     import model as models
@@ -118,6 +134,7 @@ def _run(args: argparse.Namespace, task: Any, seed: int, method: str, path: Path
 
     warm = _warm_up(args, task, seed)
     known = {name: getattr(args, name) for name in methods.MethodSettings.__dataclass_fields__}
+    known["reward_scale"] = reward_scale
     shared = {
         name: getattr(args, name)
         for name in grpo.GRPOSettings.__dataclass_fields__
@@ -130,7 +147,7 @@ def _run(args: argparse.Namespace, task: Any, seed: int, method: str, path: Path
         task,
         grpo.GRPOSettings(seed=seed, eval_steps=0, save_steps=0, **shared),
         methods.MethodSettings(**known),
-        on_step=lambda step: _say(seed, method, step, args),
+        on_step=lambda step: _say(seed, path.parent.name, step, args),
     )
     entries, length = task.splits.heldout, args.max_new_tokens
 
@@ -149,6 +166,7 @@ def _run(args: argparse.Namespace, task: Any, seed: int, method: str, path: Path
     metrics = {
         "method": method,
         "seed": seed,
+        "reward_scale": reward_scale,
         "settings": _settings(args),
         "before": before,
         "after": measured(model, tokenizer),
@@ -197,11 +215,11 @@ def _warm_up(args: argparse.Namespace, task: Any, seed: int) -> Path:
     return folder
 
 
-def _say(seed: int, method: str, step: dict[str, Any], args: argparse.Namespace) -> None:
+def _say(seed: int, name: str, step: dict[str, Any], args: argparse.Namespace) -> None:
     at = step["step"] // (args.mini_batches * args.iterations)
     if at % 10 == 0 or at == args.steps:
         shown = f"reward {step['reward']:.3f} entropy {step['entropy']:.3f}"
-        print(f"seed {seed} {method:<8} {at:>4}/{args.steps} {shown}", flush=True)
+        print(f"seed {seed} {name:<9} {at:>4}/{args.steps} {shown}", flush=True)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import random
 import re
 from collections.abc import Iterator
 from fractions import Fraction
-from functools import lru_cache
+from functools import cache
 from itertools import combinations
 from typing import Any
 
@@ -105,7 +105,7 @@ def _collect(tree: ast.expr, kind: str, direct: list[Key], inverse: list[Key]) -
         direct.append(_key(tree))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _solutions(numbers: tuple[int, ...]) -> dict[Fraction, list[str]]:
     """Of every target that these numbers reach."""
     found: dict[Fraction, list[str]] = {}
@@ -114,7 +114,7 @@ def _solutions(numbers: tuple[int, ...]) -> dict[Fraction, list[str]]:
     return found
 
 
-@lru_cache(maxsize=None)
+@cache
 def _different(numbers: tuple[int, ...]) -> list[tuple[Fraction, str]]:
     """(value, text) of every expression over all the numbers, one of each canonical form."""
     kept: dict[Key, tuple[Fraction, str]] = {}

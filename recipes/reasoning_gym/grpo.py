@@ -75,25 +75,25 @@ def newest_checkpoint(folder: Path) -> str | None:
 
 
 def config(folder: Path, settings: GRPOSettings, **changed: Any) -> GRPOConfig:
-    told: dict[str, Any] = dict(
-        output_dir=str(folder),
-        seed=settings.seed,
-        max_steps=settings.steps,
-        per_device_train_batch_size=settings.prompts_per_step * settings.num_generations,
-        num_generations=settings.num_generations,
-        max_completion_length=settings.max_new_tokens,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type="constant",
-        temperature=1.0,
-        beta=0.0,
-        save_steps=settings.save_steps,
-        save_total_limit=2,
-        logging_steps=1,
-        use_cpu=True,
-        bf16=False,
-        report_to=[],
-        disable_tqdm=True,
-    )
+    told: dict[str, Any] = {
+        "output_dir": str(folder),
+        "seed": settings.seed,
+        "max_steps": settings.steps,
+        "per_device_train_batch_size": settings.prompts_per_step * settings.num_generations,
+        "num_generations": settings.num_generations,
+        "max_completion_length": settings.max_new_tokens,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": "constant",
+        "temperature": 1.0,
+        "beta": 0.0,
+        "save_steps": settings.save_steps,
+        "save_total_limit": 2,
+        "logging_steps": 1,
+        "use_cpu": True,
+        "bf16": False,
+        "report_to": [],
+        "disable_tqdm": True,
+    }
     return GRPOConfig(**(told | changed))
 
 
