@@ -37,7 +37,7 @@ class MethodSettings:
     reward_scale: float  # FlowRL's beta
 
 
-class MethodTrainer(GRPOTrainer):  # type: ignore[misc]
+class MethodTrainer(GRPOTrainer):
     """Generation, rewards and advantages are TRL's; the loss is `method`'s.
 
     Args:
@@ -174,7 +174,7 @@ def train(
     return model, tokenizer, [log for log in trainer.state.log_history if "reward" in log]
 
 
-class _Report(TrainerCallback):  # type: ignore[misc]
+class _Report(TrainerCallback):
     def __init__(self, on_step: Callable[[dict[str, Any]], None]) -> None:
         self.on_step = on_step
 
