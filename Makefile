@@ -49,6 +49,9 @@ lint: build
 bench: build
 	$(RUN) benchmarks/run.py token_log_probs
 	$(RUN) benchmarks/run.py linear_log_probs
+	for op in policy_loss covariance_clip flow_balance gae; do \
+	    $(RUN) benchmarks/run.py $$op || exit 1; \
+	done
 	$(RUN) benchmarks/run.py gae
 
 build: $(VENV)/.ready
