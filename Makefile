@@ -52,7 +52,6 @@ bench: build
 	for op in policy_loss covariance_clip flow_balance gae; do \
 	    $(RUN) benchmarks/run.py $$op || exit 1; \
 	done
-	$(RUN) benchmarks/run.py gae
 
 build: $(VENV)/.ready
 
