@@ -1,18 +1,16 @@
 """Advantages: `from logpi.advantages import group_normalized`."""
 
-from logpi.ops.advantages import (
+from logpi.ops.advantages.outcome import (
     gdpo,
     gpg,
     group_centered,
     group_normalized,
     opo,
-    optimal_token_baseline,
     pass_at_k,
-    reinforce_plus_plus,
     reinforce_plus_plus_baseline,
-    remax,
     rloo,
 )
+from logpi.ops.advantages.tokens import optimal_token_baseline, reinforce_plus_plus, remax
 from logpi.ops.gae import Gae, gae
 
 __all__ = [

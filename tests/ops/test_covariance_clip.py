@@ -29,9 +29,9 @@ SIZES = (1, 2, 17, 1023, 1024, 1025, 4500)
 @pytest.fixture(autouse=True)
 def _many_limbs_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter takes a millisecond an operation, however long."""
-    from logpi.ops.covariance_clip import op
+    from logpi.core import triton_row
 
-    if op._INTERPRETED:
+    if triton_row.INTERPRETED:
         from logpi.ops.covariance_clip import _triton
 
         monkeypatch.setattr(_triton, "SOME", _triton.TILE)

@@ -11,19 +11,15 @@ docs/ops/covariance_clip.md has the reasons.
 
 from __future__ import annotations
 
-import os
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from logpi.core import checks, cuda
+from logpi.core import checks, cuda, triton_row
 from logpi.core.backends import AUTO, Backend, select
 
 _HERE = "logpi.ops.covariance_clip."
-_HAS_TRITON = find_spec("triton") is not None  # found, not imported
-_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton reads it once as well
 
 COVARIANCES, CLIP, KL = range(3)  # rules, as csrc/covariance_clip/covariance_clip.h has them
 _MOST, _MOST_TOKENS = 2**63 - 1, 2**31 - 1
@@ -59,10 +55,7 @@ def _needs_plain_cuda(call: Call) -> str | None:
 
 
 def _needs_plain_gpu(call: Call) -> str | None:
-    if call.log_probs.device.type != ("cpu" if _INTERPRETED else "cuda"):
-        where = "a CPU, where Triton's interpreter runs" if _INTERPRETED else "a GPU"
-        return f"needs tensors on {where}, got {call.log_probs.device}"
-    return _needs_float32(call)
+    return triton_row.misplaced("tensors", call.log_probs) or _needs_float32(call)
 
 
 def _needs_plain_cpu(call: Call) -> str | None:
@@ -77,17 +70,11 @@ def _needs_one_process(call: Call) -> str | None:
     return None
 
 
-def _needs_triton() -> str | None:
-    if not _HAS_TRITON:
-        return "needs the package triton, which is not installed"
-    if not _INTERPRETED and not cuda.torch_sees_a_gpu():
-        return "needs a GPU, and found none (nor TRITON_INTERPRET=1, which runs it on a CPU)"
-    return None
-
-
 BACKENDS = (  # the first row whose why_not answers None serves the call
     Backend("cuda", _HERE + "_cuda", why_not=_needs_plain_cuda, unavailable=cuda.unavailable),
-    Backend("triton", _HERE + "_triton", why_not=_needs_plain_gpu, unavailable=_needs_triton),
+    Backend(
+        "triton", _HERE + "_triton", why_not=_needs_plain_gpu, unavailable=triton_row.unavailable
+    ),
     Backend("cpu", _HERE + "_native", why_not=_needs_plain_cpu),
     Backend("torch", _HERE + "reference", why_not=_needs_one_process),
 )

@@ -11,19 +11,15 @@ sequence and the backward reads the mask alone. docs/ops/flow_balance.md derives
 from __future__ import annotations
 
 import math
-import os
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from logpi.core import checks, cuda
+from logpi.core import checks, cuda, triton_row
 from logpi.core.backends import AUTO, Backend, select
 
 _HERE = "logpi.ops.flow_balance."
-_HAS_TRITON = find_spec("triton") is not None  # found, not imported
-_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton reads it once as well
 
 # Means over the tokens of the mask, then means over the sequences.
 METRICS = ("log_prob", "old_log_prob", "ref_log_prob", "ppo_kl", "ref_kl",
@@ -81,24 +77,12 @@ def _needs_cuda(call: Call) -> str | None:
 
 
 def _needs_gpu(call: Call) -> str | None:
-    device = "cpu" if _INTERPRETED else "cuda"
-    if call.log_probs.device.type != device:
-        where = "a CPU, where Triton's interpreter runs" if _INTERPRETED else "a GPU"
-        return f"needs log_probs on {where}, got {call.log_probs.device}"
-    return _needs_float32(call)
-
-
-def _needs_triton() -> str | None:
-    if not _HAS_TRITON:
-        return "needs the package triton, which is not installed"
-    if not _INTERPRETED and not cuda.torch_sees_a_gpu():
-        return "needs a GPU, and found none (nor TRITON_INTERPRET=1, which runs it on a CPU)"
-    return None
+    return triton_row.misplaced("log_probs", call.log_probs) or _needs_float32(call)
 
 
 BACKENDS = (  # the first row whose why_not answers None serves the call
     Backend("cuda", _HERE + "_cuda", why_not=_needs_cuda, unavailable=cuda.unavailable),
-    Backend("triton", _HERE + "_triton", why_not=_needs_gpu, unavailable=_needs_triton),
+    Backend("triton", _HERE + "_triton", why_not=_needs_gpu, unavailable=triton_row.unavailable),
     Backend("cpu", _HERE + "_native", why_not=_needs_cpu),
     Backend("torch", _HERE + "reference"),
 )

@@ -9,19 +9,15 @@ docs/ops/gae.md says how it becomes one recurrence, and how each row takes it.
 
 from __future__ import annotations
 
-import os
-from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from logpi.core import checks, cuda
+from logpi.core import checks, triton_row
 from logpi.core.backends import AUTO, Backend, select
 
 _HERE = "logpi.ops.gae."
-_HAS_TRITON = find_spec("triton") is not None  # found, not imported
-_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton reads it once as well
 
 
 class Gae(NamedTuple):
@@ -55,22 +51,11 @@ def _needs_cpu(call: Call) -> str | None:
 
 
 def _needs_gpu(call: Call) -> str | None:
-    if call.rewards.device.type != ("cpu" if _INTERPRETED else "cuda"):
-        where = "a CPU, where Triton's interpreter runs" if _INTERPRETED else "a GPU"
-        return f"needs tensors on {where}, got {call.rewards.device}"
-    return _needs_float32(call)
-
-
-def _needs_triton() -> str | None:
-    if not _HAS_TRITON:
-        return "needs the package triton, which is not installed"
-    if not _INTERPRETED and not cuda.torch_sees_a_gpu():
-        return "needs a GPU, and found none (nor TRITON_INTERPRET=1, which runs it on a CPU)"
-    return None
+    return triton_row.misplaced("tensors", call.rewards) or _needs_float32(call)
 
 
 BACKENDS = (  # the first row whose why_not answers None serves the call
-    Backend("triton", _HERE + "_triton", why_not=_needs_gpu, unavailable=_needs_triton),
+    Backend("triton", _HERE + "_triton", why_not=_needs_gpu, unavailable=triton_row.unavailable),
     Backend("cpu", _HERE + "_native", why_not=_needs_cpu),
     Backend("torch", _HERE + "reference"),
 )

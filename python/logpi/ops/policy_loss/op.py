@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from logpi.core import checks
+from logpi.core import checks, triton_row
 from logpi.core.backends import AUTO, Backend, select
 from logpi.core.masked import Count, sequence_weights
 from logpi.ops.policy_loss import encoding
@@ -22,7 +22,6 @@ from logpi.ops.policy_loss.importance import RolloutImportance
 from logpi.ops.policy_loss.kl import ESTIMATORS, KL
 from logpi.ops.policy_loss.loss import PolicyLoss, metrics, sums_of
 from logpi.ops.policy_loss.objectives import PPOClip
-from logpi.ops.token_log_probs.op import _INTERPRETED, _needs_triton
 
 _HERE = "logpi.ops.policy_loss."
 
@@ -81,15 +80,13 @@ def _needs_plain_cpu(call: Call) -> str | None:
 
 
 def _needs_plain_gpu(call: Call) -> str | None:
-    device = "cpu" if _INTERPRETED else "cuda"
-    if call.log_probs.device.type != device:
-        where = "a CPU, where Triton's interpreter runs" if _INTERPRETED else "a GPU"
-        return f"needs log_probs on {where}, got {call.log_probs.device}"
-    return _needs_a_formula(call)
+    return triton_row.misplaced("log_probs", call.log_probs) or _needs_a_formula(call)
 
 
 BACKENDS = (  # the first row whose why_not answers None serves the call
-    Backend("triton", _HERE + "_triton", why_not=_needs_plain_gpu, unavailable=_needs_triton),
+    Backend(
+        "triton", _HERE + "_triton", why_not=_needs_plain_gpu, unavailable=triton_row.unavailable
+    ),
     Backend("cpu", _HERE + "_native", why_not=_needs_plain_cpu),
     Backend("torch", _HERE + "reference"),
 )

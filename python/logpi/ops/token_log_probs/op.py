@@ -10,22 +10,18 @@ logits once more. docs/ops/token_log_probs.md derives both.
 
 from __future__ import annotations
 
-import os
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from logpi.core import checks, cuda
+from logpi.core import checks, cuda, triton_row
 from logpi.core.backends import AUTO, Backend, select
 from logpi.core.strides import may_overlap
 from logpi.core.support import KeepSet, Support
 
 _HERE = "logpi.ops.token_log_probs."
-_HAS_TRITON = find_spec("triton") is not None  # found, not imported
-_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton reads it once as well
 
 
 class TokenLogProbs(NamedTuple):
@@ -98,19 +94,7 @@ def _needs_plain_cuda(call: Call) -> str | None:
 
 
 def _needs_plain_gpu(call: Call) -> str | None:
-    device = "cpu" if _INTERPRETED else "cuda"
-    if call.logits.device.type != device:
-        where = "a CPU, where Triton's interpreter runs" if _INTERPRETED else "a GPU"
-        return f"needs logits on {where}, got {call.logits.device}"
-    return _needs_plain_rows(call)
-
-
-def _needs_triton() -> str | None:
-    if not _HAS_TRITON:
-        return "needs the package triton, which is not installed"
-    if not _INTERPRETED and not cuda.torch_sees_a_gpu():
-        return "needs a GPU, and found none (nor TRITON_INTERPRET=1, which runs it on a CPU)"
-    return None
+    return triton_row.misplaced("logits", call.logits) or _needs_plain_rows(call)
 
 
 def _needs_fresh_gradient(call: Call) -> str | None:
@@ -121,7 +105,9 @@ def _needs_fresh_gradient(call: Call) -> str | None:
 
 BACKENDS = (  # the first row whose why_not answers None serves the call
     Backend("cuda", _HERE + "_cuda", why_not=_needs_plain_cuda, unavailable=cuda.unavailable),
-    Backend("triton", _HERE + "_triton", why_not=_needs_plain_gpu, unavailable=_needs_triton),
+    Backend(
+        "triton", _HERE + "_triton", why_not=_needs_plain_gpu, unavailable=triton_row.unavailable
+    ),
     Backend("cpu", _HERE + "_native", why_not=_needs_plain_cpu),
     Backend("torch", _HERE + "reference", why_not=_needs_fresh_gradient),
 )
