@@ -10,7 +10,8 @@ import torch
 from test_linear_log_probs import ALL, D, N, V, problem, randn, with_bias
 
 from logpi import KeepSet, linear_log_probs, token_log_probs
-from logpi.testing import bits, nan_empty
+from logpi.ops.linear_log_probs import _products as products
+from logpi.testing import assert_within_budget, bits, nan_empty
 from products import Products
 
 if TYPE_CHECKING:
@@ -146,3 +147,17 @@ def test_few_kept_ids_read_their_rows_of_the_weight_alone(kernel_row: Row) -> No
     assert products.flops == 0
     assert not any(grad.isnan().any() for grad in grads)
     assert not grads[1][unused].any()
+
+
+@pytest.mark.parametrize("biased", [False, True], ids=["", "bias"])
+def test_a_float32_product_of_several_parts(biased: bool) -> None:
+    # A CPU multiplies 1024 columns at a time: two whole parts and a rest, in a wider tile.
+    draw = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(5, 24, generator=draw), torch.randn(2500, 24, generator=draw)
+    bias = torch.randn(2500, generator=draw) if biased else None
+    tile = torch.full((5, 2600), torch.nan)
+    products.logits_into(tile[:, :2500], x, weight, bias)
+    whole = torch.nn.functional.linear(x, weight, bias)
+    true = torch.nn.functional.linear(*(t if t is None else t.double() for t in (x, weight, bias)))
+    assert_within_budget(tile[:, :2500], whole, true, name="logits")
+    assert tile[:, 2500:].isnan().all()
