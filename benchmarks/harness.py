@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from benchmarks.devices import Device
@@ -37,6 +37,7 @@ class Provider:
         returns: bytes of what it must hand back; its peak memory is also told without them.
         rounds: the fewest that will do; None: LEAST_ROUNDS says, by what a call costs.
         asks: what the case that made it needs to judge its result.
+        warm: called once before every measured call, instead of on emptied caches.
     """
 
     name: str
@@ -51,15 +52,24 @@ class Provider:
     returns: int | None = None
     rounds: int | None = None
     asks: Any = None
+    warm: bool = False
 
 
 @dataclass(frozen=True)
 class Group:
-    """Providers that take turns. `buffers` says what they write gradients into, if they do."""
+    """Providers that take turns. `buffers` says what they write gradients into, if they do; caches
+    are "cold", or "warm": as the same call has left them."""
 
     name: str
     buffers: str
     providers: list[Provider]
+    caches: str = "cold"
+
+    def warm(self) -> Group:
+        """The same from warm caches, where a small op costs what it computes and the interpreter,
+        and not what it takes to fetch the code of both."""
+        providers = [replace(provider, warm=True) for provider in self.providers]
+        return replace(self, providers=providers, caches="warm")
 
 
 @dataclass
@@ -139,11 +149,20 @@ def _rehearse(record: Record, device: Device, expected_peak: Any, error_of: Any)
         record.peak_bytes = record.max_error = None
 
 
+def _run(provider: Provider) -> None:
+    state = None
+    for stage in provider.stages.values():
+        state = stage(state)
+
+
 def _timed(provider: Provider, device: Device) -> tuple[Any, dict[str, float]]:
     if provider.prepare is not None:
         provider.prepare()
+    if provider.warm:
+        _run(provider)
     device.synchronise()
-    device.flush()
+    if not provider.warm:
+        device.flush()
     state, stamps = None, [device.stamp()]
     for stage in provider.stages.values():
         state = stage(state)

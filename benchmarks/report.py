@@ -64,17 +64,17 @@ def sections(rows: list[Row]) -> Iterator[tuple[str, list[Row]]]:
     """The rows of each pass, as measured, under the read and copy they took turns with."""
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
-        key = (row["model"], row["shape"], row["dtype"], row["group"], row["buffers"])
+        key = tuple(row[name] for name in ("model", "shape", "dtype", "group", "buffers", "caches"))
         groups.setdefault(key, []).append(row)
-    for (model, shape, dtype, _, buffers), members in groups.items():
+    for (model, shape, dtype, _, buffers, caches), members in groups.items():
         roofs = [row for row in members if row["role"] == "reference"]
         passes = dict.fromkeys(row["pass"] for row in members if row not in roofs)
         for name in passes:
             if name == "forward" and buffers:
                 continue  # the forward under a graph: in the JSON, and in the sum
-            title = f"{model} {shape} {dtype}: {name}" + (
-                f", {buffers} gradient" if buffers else ""
-            )
+            title = f"{model} {shape} {dtype}: {name}"
+            title += f", {buffers} gradient" if buffers else ""
+            title += ", warm caches" if caches == "warm" else ""
             # a roof of another kind stands everywhere, one of the same kind under its own pass
             over = [roof for roof in roofs if roof["pass"] == name or roof["pass"] not in passes]
             yield title, over + [r for r in members if r["pass"] == name and r not in roofs]

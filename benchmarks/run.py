@@ -96,7 +96,7 @@ def measure(
             chosen = chosen or device_of(torch.empty(0, device=device))
             group = records = None  # an op may leave a case out
             for group in module.groups(case):
-                what = f"{shape.name} {dtype} {group.name} {group.buffers}"
+                what = f"{shape.name} {dtype} {group.name} {group.buffers} {group.caches}"
                 started = time.monotonic()
                 print(f"measuring {what} … ", end="", file=sys.stderr, flush=True)
                 with warnings.catch_warnings():
@@ -111,6 +111,7 @@ def measure(
                 print(f"{time.monotonic() - started:.0f} s", file=sys.stderr)
                 labels = {"shape": str(shape), "model": shape.name, "dtype": dtype}
                 labels |= {"group": group.name, "buffers": group.buffers}
+                labels |= {"caches": group.caches}
                 found += rows(records, case.nbytes, case.moved, **labels)
             del case, group, records
             gc.collect()  # before the next one is allocated

@@ -24,6 +24,7 @@ class Target:
         dtype: one dtype; None: each that was measured.
         against: how the names of the others start; of several peers the strongest counts.
         ours: part of our row's name; "" takes the first that ran.
+        caches: "cold", or "warm".
     """
 
     label: str
@@ -34,13 +35,14 @@ class Target:
     dtype: str | None = None
     against: str | None = None
     ours: str = ""
+    caches: str = "cold"
 
     def check(self, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         """One verdict per dtype; `met` is None where the run did not measure it."""
-        here = [
-            r for r in rows if (r["shape"], r["pass"], r["buffers"]) == (self.shape, *self.where)
-        ]
+        wanted = (self.shape, *self.where, self.caches)
+        here = [r for r in rows if (r["shape"], r["pass"], r["buffers"], r["caches"]) == wanted]
         dtypes = [self.dtype] if self.dtype else sorted({r["dtype"] for r in here}) or ["any"]
+        where = (*self.where, "warm caches" if self.caches == "warm" else "")
         out = []
         for dtype in dtypes:
             value, beside = self._value([r for r in here if r["dtype"] == dtype])
@@ -48,7 +50,7 @@ class Target:
             if value is not None:
                 met = value <= self.bound if self.metric in AT_MOST else value >= self.bound
             out.append(
-                {"shape": self.shape, "dtype": dtype, "pass": " ".join(filter(None, self.where))}
+                {"shape": self.shape, "dtype": dtype, "pass": " ".join(filter(None, where))}
                 | {"label": self.label, "value": value, "bound": self.bound, "met": met}
                 | {"sense": "<=" if self.metric in AT_MOST else ">=", "beside": beside}
             )

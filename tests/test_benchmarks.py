@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `benchmarks` is 
 
 from benchmarks import devices, report, run
 from benchmarks.devices import Cpu, device_of, reads
-from benchmarks.harness import TOTAL, Provider, alternate, paired_ratio, rows, spread
+from benchmarks.harness import TOTAL, Group, Provider, alternate, paired_ratio, rows, spread
 from benchmarks.ops import _peers as peers
 from benchmarks.ops import token_log_probs as op
 from benchmarks.shapes import LINEAR_SHAPES, QUICK, SHAPES, Shape, named
@@ -171,6 +171,16 @@ def test_nothing_waits_between_the_flush_and_the_clock(clock: Clock) -> None:
     assert clock.steps == 3 * whole  # two rehearsals and a round
 
 
+def test_warm_caches_are_those_that_the_same_call_left(clock: Clock) -> None:
+    def work(_: Any) -> None:
+        clock.steps.append("work")
+
+    warm = Group("", "", [Provider("ours", {"forward": work})]).warm()
+    alternate(warm.providers, clock, max_rounds=1)
+    assert clock.steps == 3 * ["work", "synchronise", "work", "synchronise"]
+    assert warm.caches == "warm"
+
+
 def test_many_calls_in_a_stage_are_divided(clock: Clock) -> None:
     many = Provider("many", {"call": clock.takes("m", 500.0)}, calls=100)
     assert rows(alternate([many], clock, budget_s=0.0), 1)[0]["us"] == pytest.approx(0.005)
@@ -273,10 +283,18 @@ def test_token_log_probs_end_to_end(
     assert loaded.keys() >= about | {"memory_method", "other_load", "tests", "acceptance", "rows"}
     assert loaded["versions"].keys() == {*run.PACKAGES, "python"}
     assert loaded["memory"].keys() == {"transparent_hugepage", "THP_MEM_ALLOC_ENABLE"}
-    case = {"shape", "model", "dtype", "group", "buffers", "pass", "provider", "role", "computes"}
+    case = {"shape", "model", "dtype", "group", "buffers", "caches", "pass", "provider", "role"}
     times = {"us", "p20_us", "p80_us", "rounds", "ratio", "gb_s", "of_read", "of_copy"}
     assert (loaded["gpu_state"], loaded["left_out"]) == (["", ""], [])
-    more = {"peak_bytes", "beyond_bytes", "beside", "max_error", "input_bytes", "refusal"}
+    more = {
+        "computes",
+        "peak_bytes",
+        "beyond_bytes",
+        "beside",
+        "max_error",
+        "input_bytes",
+        "refusal",
+    }
     assert all(row.keys() == case | times | more for row in loaded["rows"])
     groups = {(row["group"], row["buffers"]) for row in loaded["rows"]}
     assert groups == {("forward", ""), ("training", "fresh"), ("training", "warm"), ("call", "")}
@@ -377,7 +395,8 @@ def test_trls_own_functions_give_the_same_numbers(form: str) -> None:
 
 
 def test_targets_judge_the_strongest_peer_and_say_when_nothing_was_measured() -> None:
-    base = {"shape": "[1, 2]", "pass": "forward", "buffers": "", "dtype": "float32"}
+    base = {"shape": "[1, 2]", "pass": "forward", "buffers": "", "caches": "cold"}
+    base |= {"dtype": "float32"}
     base |= {"beside": {"4 GEMMs": 1.2, "logpi cpu": 0.5}, "beyond_bytes": 3 << 20}
     base |= {"refusal": None, "peak_bytes": 2, "input_bytes": 100, "us": 30.0, "of_read": 0.8}
     table = [

@@ -100,17 +100,19 @@ def groups(case: Case) -> list[Group]:
         "kl_cov_mask": ours(kl_cov_mask, fraction=kl),
         "covariances": ours(covariances),
     }
-    return [
+    out = [
         Group(op, "", [*mine[op], provider(op, "verl, eager", "peer", function)])
         for op, function in theirs.items()
     ]
+    return [one for group in out for one in (group, group.warm())]
 
 
 _64K = "[32, 2048]"
 TARGETS = {
     "cpu": [
-        Target("times verl", _64K, (op, ""), "ratio", 10.0, "float32", "verl")
+        Target("times verl", _64K, (op, ""), "ratio", 10.0, "float32", "verl", caches=caches)
         for op in ("clip_cov_mask", "kl_cov_mask")
+        for caches in ("warm", "cold")
     ],
     "cuda": [
         Target("µs", _64K, (op, ""), "us", 25.0, "float32")

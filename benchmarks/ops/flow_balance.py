@@ -76,7 +76,8 @@ def groups(case: Case) -> list[Group]:
         _provider(case, "FlowRL, eager, no metric read", lambda *given: flowrl(*given)[0]),
         _provider(case, "torch.compile of FlowRL, no metric", compiled, compiles=True),
     ]
-    out = [Group("training", "", providers)]
+    group = Group("training", "", providers)
+    out = [group, group.warm()]
     if case.inputs[0].is_cuda:
         rows = [row for row in BACKENDS if row.name != "cpu"]
         out.append(Group("replayed", "", [_replayed(case, row) for row in rows]))
@@ -159,14 +160,18 @@ def _with_items(*given: Tensor) -> Tensor:
 
 
 _WHOLE = (TOTAL, "")
+_EAGER = "FlowRL, eager, nine"
 TARGETS = {
     "cpu": (
-        Target("times FlowRL", "[64, 1024]", _WHOLE, "ratio", 10.0, against="FlowRL, eager, nine"),
-        Target("times FlowRL", "[8, 8192]", _WHOLE, "ratio", 10.0, against="FlowRL, eager, nine"),
+        *(
+            Target("times FlowRL", shape, _WHOLE, "ratio", 10.0, against=_EAGER, caches=caches)
+            for shape in ("[64, 1024]", "[8, 8192]")
+            for caches in ("warm", "cold")
+        ),
         Target("times the best peer", "[512, 8192]", _WHOLE, "ratio", 1.0, against=""),
     ),
     "cuda": (
-        Target("times FlowRL", "[64, 1024]", _WHOLE, "ratio", 10.0, against="FlowRL, eager, nine"),
+        Target("times FlowRL", "[64, 1024]", _WHOLE, "ratio", 10.0, against=_EAGER),
         Target("µs in a graph", "[64, 1024]", (REPLAY, ""), "us", 12.0),
     ),
 }

@@ -79,7 +79,8 @@ def groups(case: Case) -> list[Group]:
         _provider(case, "verl, eager, no metric read", lambda *given: verl(*given)[0]),
         _provider(case, "torch.compile of verl, no metric", compiled, compiles=True),
     ]
-    out = [Group("training", "", providers)]
+    group = Group("training", "", providers)
+    out = [group, group.warm()]
     if case.leaf.is_cuda:
         rows = [row for row in BACKENDS if row.name != "cpu"]
         out.append(Group("replayed", "", [_replayed(case, row) for row in rows]))
@@ -158,8 +159,11 @@ _WHOLE = (TOTAL, "")
 _EAGER = "verl, eager, three"
 TARGETS = {
     "cpu": (
-        Target("times verl", "[64, 1024]", _WHOLE, "ratio", 3.0, against=_EAGER),
-        Target("times verl", "[8, 8192]", _WHOLE, "ratio", 3.0, against=_EAGER),
+        *(
+            Target("times verl", shape, _WHOLE, "ratio", 3.0, against=_EAGER, caches=caches)
+            for shape in ("[64, 1024]", "[8, 8192]")
+            for caches in ("warm", "cold")
+        ),
         Target("times the best peer", "[512, 8192]", _WHOLE, "ratio", 1.0, against=""),
     ),
     "cuda": (
