@@ -92,6 +92,60 @@ int64_t end_of(const CovarianceClip& p, int64_t tile) {
   return (tile + 1) * kTile < p.num_tokens ? (tile + 1) * kTile : p.num_tokens;
 }
 
+LOGPI_INLINE vint load_valid(const CovarianceClip& p, const float* x, int64_t i) {
+  return load_values(x, i, p.num_tokens) & load_flags(p.loss_mask, i, p.num_tokens);
+}
+
+// Where vectors lie that have a value which a TileSum left out.
+struct Leftovers {
+  int32_t at[kTile / kLanes];
+  int count = 0;
+
+  void note(int64_t i, unsigned lanes) {
+    at[count] = (int32_t)i;
+    count += lanes != 0;
+  }
+  void add_to(ExactSum& to, const CovarianceClip& p, const float* x) const {
+    for (int j = 0; j < count; ++j) {
+      const vint bits = load_valid(p, x, at[j]);
+      add_each(to, bits, TileSum::left_out(bits));
+    }
+  }
+};
+
+// Adds a tile; returns how many of its tokens are valid. Its loops call nothing: else their sums
+// would live in memory.
+int sum_tile(const CovarianceClip& p, int64_t from, int64_t end, ExactSum& log_probs,
+             ExactSum& advantages) {
+  const vint first = vint{} + load<int32_t>(p.advantages + from);
+  vint valid{}, others{};
+  TileSum sum;
+  Leftovers leftovers;
+  for (int64_t i = from; i < end; i += kLanes) {
+    const Tokens t = load_tokens(p, i);
+    if (!sign_bits(t.valid)) continue;  // padding, in long runs
+    valid -= t.valid;
+    others |= (t.advantages ^ first) & t.valid;
+    leftovers.note(i, sum.add<true>(t.log_probs));
+  }
+  sum.add_to(log_probs);
+  leftovers.add_to(log_probs, p, p.log_probs);
+
+  const int count = lanes(valid);
+  if (!sign_bits(others != 0)) {  // one advantage, as a sequence has of its outcome
+    add_times(advantages, (uint32_t)first[0], count);
+    return count;
+  }
+  TileSum each;
+  leftovers.count = 0;
+  for (int64_t i = from; i < end; i += kLanes) {
+    leftovers.note(i, each.add<false>(load_valid(p, p.advantages, i)));
+  }
+  each.add_to(advantages);
+  leftovers.add_to(advantages, p, p.advantages);
+  return count;
+}
+
 void sum_tokens(const CovarianceClip& p, int threads) {
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
@@ -99,19 +153,7 @@ void sum_tokens(const CovarianceClip& p, int threads) {
     int64_t count = 0;
 #pragma omp for schedule(static) nowait
     for (int64_t tile = 0; tile < tiles_of(p); ++tile) {
-      const int64_t from = tile * kTile, end = end_of(p, tile);
-      TileSum a, b;
-      vint valid{};
-      for (int64_t i = from; i < end; i += kLanes) {
-        const Tokens t = load_tokens(p, i);
-        if (!sign_bits(t.valid)) continue;  // padding, in long runs
-        valid -= t.valid;
-        TileSum::add(a, t.log_probs, log_probs);
-        TileSum::add(b, t.advantages, advantages);
-      }
-      a.add_to(log_probs);
-      b.add_to(advantages);
-      p.counts[tile] = lanes(valid);
+      p.counts[tile] = sum_tile(p, tile * kTile, end_of(p, tile), log_probs, advantages);
       count += p.counts[tile];
     }
 #pragma omp critical(logpi_covariance_clip)
@@ -195,20 +237,30 @@ LOGPI_INLINE vwords product(vwords x, uint32_t factor) {
   return (x & 0xffffffff) * (uint64_t)factor;
 #endif
 }
-LOGPI_INLINE vwords random_words(uint64_t seed, uint64_t step, vwords index) {
-  vwords a = index, b = index >> 32, c = vwords{} + step, d = c >> 32;
+// Several vectors together: one alone would wait ten times for a product.
+constexpr int kTogether = 4;
+LOGPI_INLINE void random_words(uint64_t seed, uint64_t step, vwords (&x)[kTogether]) {
+  vwords b[kTogether], c[kTogether], d[kTogether];
+  for (int i = 0; i < kTogether; ++i) {
+    b[i] = x[i] >> 32;
+    c[i] = vwords{} + step;
+    d[i] = c[i] >> 32;
+  }
   uint32_t key = (uint32_t)seed, other_key = (uint32_t)(seed >> 32);
 #pragma GCC unroll 10
   for (int round = 0; round < 10; ++round) {
-    const vwords from_a = product(a, 0xD2511F53u), from_c = product(c, 0xCD9E8D57u);
-    a = (from_c >> 32) ^ b ^ key;
-    b = from_c;
-    c = (from_a >> 32) ^ d ^ other_key;
-    d = from_a;
+#pragma GCC unroll 4
+    for (int i = 0; i < kTogether; ++i) {
+      const vwords from_a = product(x[i], 0xD2511F53u), from_c = product(c[i], 0xCD9E8D57u);
+      x[i] = (from_c >> 32) ^ b[i] ^ key;
+      b[i] = from_c;
+      c[i] = (from_a >> 32) ^ d[i] ^ other_key;
+      d[i] = from_a;
+    }
     key += 0x9E3779B9u;
     other_key += 0xBB67AE85u;
   }
-  return a & 0xffffffff;
+  for (vwords& word : x) word &= 0xffffffff;
 }
 
 // Appends the lanes of `some`: where each is, and its rank among the valid ones of `valid`.
@@ -233,7 +285,8 @@ LOGPI_INLINE int append(int32_t* places, int32_t* ranks, unsigned some, unsigned
 
 int list_candidates(const CovarianceClip& p, Means mean, uint64_t step, int64_t index, int64_t from,
                     int64_t end, Listing& listing) {
-  int32_t places[kTile + kLanes], ranks[kTile + kLanes];
+  constexpr int kStep = kTogether * kDoubles;
+  int32_t places[kTile + kStep], ranks[kTile + kStep];
   int candidates = 0, before = 0;
   for (int64_t i = from; i < end; i += kLanes) {
     const Tokens t = load_tokens(p, i);
@@ -245,18 +298,26 @@ int list_candidates(const CovarianceClip& p, Means mean, uint64_t step, int64_t 
     candidates += append(places + candidates, ranks + candidates, some, valid, (int32_t)i, before);
     before += __builtin_popcount(valid);
   }
-  memset(ranks + candidates, 0, 4 * kDoubles);  // the last vector's empty lanes
+  memset(ranks + candidates, 0, 4 * kStep);  // the last vectors' empty lanes
   int listed = 0;
-  for (int j = 0; j < candidates; j += kDoubles) {
-    const vwords at = (vwords)(__builtin_convertvector(load<vints>(ranks + j), vlong) + index);
-    const vwords keys = random_words(p.seed, step, at) >> 1;
-    unsigned some = sign_bits((vlong)(keys <= (uint64_t)listing.limit()));
-    for (; some; some &= some - 1) {
-      const int k = __builtin_ctz(some);
-      if (j + k >= candidates || keys[k] > listing.limit()) continue;
-      p.keys[from + listed] = (uint32_t)keys[k];
-      p.places[from + listed++] = places[j + k];
-      listing.add((uint32_t)keys[k]);
+  for (int j = 0; j < candidates; j += kStep) {
+    vwords keys[kTogether];
+    for (int i = 0; i < kTogether; ++i) {
+      const vlong rank = __builtin_convertvector(load<vints>(ranks + j + i * kDoubles), vlong);
+      keys[i] = (vwords)(rank + index);
+    }
+    random_words(p.seed, step, keys);
+    for (int i = 0; i < kTogether; ++i) {
+      const int at = j + i * kDoubles;
+      const vwords key = keys[i] >> 1;
+      unsigned some = sign_bits((vlong)(key <= (uint64_t)listing.limit()));
+      for (; some; some &= some - 1) {
+        const int k = __builtin_ctz(some);
+        if (at + k >= candidates || key[k] > listing.limit()) continue;
+        p.keys[from + listed] = (uint32_t)key[k];
+        p.places[from + listed++] = places[at + k];
+        listing.add((uint32_t)key[k]);
+      }
     }
   }
   return listed;
