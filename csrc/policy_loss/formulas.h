@@ -27,15 +27,12 @@ LOGPI_INLINE vdouble exp_inside(vdouble x) {
   const vdouble magic = zero() + 0x1.8p52;  // the sum's low bits are round(x log2 e)
   const vdouble shifted = fma(x, zero() + 1.44269504088896340736, magic);
   const vdouble f = fma(shifted - magic, zero() - 0.69314718055994530942, x);
-  vdouble p = zero() + 1.0 / 40320;
-  p = fma(p, f, zero() + 1.0 / 5040);
-  p = fma(p, f, zero() + 1.0 / 720);
-  p = fma(p, f, zero() + 1.0 / 120);
-  p = fma(p, f, zero() + 1.0 / 24);
-  p = fma(p, f, zero() + 1.0 / 6);
-  p = fma(p, f, zero() + 0.5);
-  p = fma(p, f, zero() + 1.0);
-  p = fma(p, f, zero() + 1.0);
+  // By pairs: one after another, eight products would each wait for the one before.
+  const vdouble square = f * f, fourth = square * square;
+  const vdouble low = fma(fma(f, zero() + 1.0 / 6, zero() + 0.5), square, f + 1.0);
+  const vdouble middle = fma(f, zero() + 1.0 / 120, zero() + 1.0 / 24);
+  const vdouble high = fma(f, zero() + 1.0 / 5040, zero() + 1.0 / 720);
+  const vdouble p = fma(fma(fourth, zero() + 1.0 / 40320, fma(high, square, middle)), fourth, low);
   return choose(x == x, (vdouble)((vlong)p + ((vlong)shifted << 52)), x);
 }
 // And elsewhere as at the nearer end.
@@ -43,14 +40,13 @@ LOGPI_INLINE vdouble exp_of(vdouble x) { return exp_inside(at_most(at_least(x, -
 
 // e^x - 1 - x for x in [-20, 20]: near 0 its digits are not those of e^x.
 LOGPI_INLINE vdouble exp_rest(vdouble x, vdouble exp_x) {
-  vdouble p = zero() + 1.0 / 40320;
-  p = fma(p, x, zero() + 1.0 / 5040);
-  p = fma(p, x, zero() + 1.0 / 720);
-  p = fma(p, x, zero() + 1.0 / 120);
-  p = fma(p, x, zero() + 1.0 / 24);
-  p = fma(p, x, zero() + 1.0 / 6);
-  p = fma(p, x, zero() + 0.5);
-  return choose(magnitude(x) < 0.25, p * x * x, exp_x - 1.0 - x);
+  const vdouble square = x * x;
+  const vdouble low = fma(x, zero() + 1.0 / 6, zero() + 0.5);
+  const vdouble middle = fma(x, zero() + 1.0 / 120, zero() + 1.0 / 24);
+  const vdouble high =
+      fma(x, zero() + 1.0 / 5040, fma(square, zero() + 1.0 / 40320, zero() + 1.0 / 720));
+  const vdouble p = fma(fma(high, square, middle), square, low);
+  return choose(magnitude(x) < 0.25, p * square, exp_x - 1.0 - x);
 }
 
 LOGPI_INLINE vdouble log_of(vdouble x) {

@@ -36,7 +36,15 @@ LOGPI_INLINE vlong flags_at(const bool* p, int count) {
   } else {
     memcpy(&x, p, count);
   }
+#if defined(__AVX512F__)  // GCC 12 would convert bytes one by one
+  return (vlong)_mm512_cvtepi8_epi64(_mm_loadl_epi64((const __m128i*)&x)) != 0;
+#elif defined(__AVX2__)
+  int32_t four;
+  memcpy(&four, &x, sizeof four);
+  return (vlong)_mm256_cvtepi8_epi64(_mm_cvtsi32_si128(four)) != 0;
+#else
   return __builtin_convertvector(x, vlong) != 0;
+#endif
 }
 LOGPI_INLINE void write(float* p, vdouble x, int count) {
   const vfloat_half y = __builtin_convertvector(x, vfloat_half);
