@@ -18,11 +18,12 @@ from torch import Tensor
 
 from logpi.core import checks, cuda, triton_row
 from logpi.core.backends import AUTO, Backend, select
+from logpi.core.draws import check_seed_and_step
 
 _HERE = "logpi.ops.covariance_clip."
 
 COVARIANCES, CLIP, KL = range(3)  # rules, as csrc/covariance_clip/covariance_clip.h has them
-_MOST, _MOST_TOKENS = 2**63 - 1, 2**31 - 1
+_MOST_TOKENS = 2**31 - 1
 
 
 class Call(NamedTuple):
@@ -236,16 +237,7 @@ def check_call(
     checks.number("upper", upper)
     if not lower < upper:
         raise ValueError(f"upper: expected a number above lower, {lower}, got {upper}")
-    step_at: Tensor | None = None
-    if isinstance(step, Tensor):
-        checks.dtype("step", step, torch.int64)
-        checks.shape("step", step, ())
-        checks.device("step", step, log_probs.device)
-        step_at, step = step, 0
-    for name, value in (("seed", seed), ("step", step)):
-        checks.at_least(name, value, 0)
-        if value > _MOST:
-            raise ValueError(f"{name}: expected at most 2^63 - 1, got {value}")
+    seed, step, step_at = check_seed_and_step(seed, step, device)
     return Call(
         _plain(log_probs, wide),
         _plain(advantages, wide),

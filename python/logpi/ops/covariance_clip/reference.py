@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from logpi.core.draws import random_words
 from logpi.ops.covariance_clip.op import CLIP, COVARIANCES, Call
 
 _LIMBS, _BITS, _LOWEST = 32, 8, -150  # of an exact sum: limb i counts units of 2^(8 i - 150)
-_LOW32 = 0xFFFFFFFF
 
 
 def evaluate(call: Call) -> Tensor:
@@ -22,8 +22,7 @@ def evaluate(call: Call) -> Tensor:
         takes_part = (c > call.lower) & (c < call.upper) & mask
         if call.exclude is not None:
             takes_part = takes_part & ~call.exclude.flatten()
-        step = torch.as_tensor(call.step if call.step_at is None else call.step_at)
-        order = random_keys(call.seed, step, mask.cumsum(0) - 1).argsort(stable=True)
+        order = random_keys(call, mask.cumsum(0) - 1).argsort(stable=True)
     else:
         takes_part = mask
         order = c.argsort(stable=True, descending=True)  # NaN first
@@ -68,29 +67,7 @@ def exact_sum(x: Tensor) -> Tensor:
     return total + unbounded.double()
 
 
-def random_keys(seed: int, step: Tensor, index: Tensor) -> Tensor:
-    """`[N]` int64 in [0, 2^31): bits 1 to 31 of the first word of Philox4x32-10.
-
-    Salmon et al. 2011, Parallel random numbers: as easy as 1, 2, 3. Key: the seed. Counter: the
-    index, then the step; the low 32 bits of each first.
-    """
-    low, high = index & _LOW32, index >> 32
-    step_low, step_high = step & _LOW32, step >> 32 & _LOW32
-    return philox((low, high, step_low, step_high), (seed & _LOW32, seed >> 32))[0] >> 1
-
-
-def philox(counter: tuple[Tensor, ...], key: tuple[int, int]) -> tuple[Tensor, ...]:
-    """Four words of 32 bits, as int64."""
-    (a, b, c, d), (k, j) = counter, key
-    for _ in range(10):
-        high_a, low_a = _product(a, 0xD2511F53)
-        high_c, low_c = _product(c, 0xCD9E8D57)
-        a, b, c, d = high_c ^ b ^ k, low_c, high_a ^ d ^ j, low_a
-        k, j = k + 0x9E3779B9 & _LOW32, j + 0xBB67AE85 & _LOW32
-    return a, b, c, d
-
-
-def _product(x: Tensor, factor: int) -> tuple[Tensor, Tensor]:
-    """The high and the low word of a product whose 64 bits int64 does not hold."""
-    low, high = x * (factor & 0xFFFF), x * (factor >> 16)
-    return high + (low >> 16) >> 16, (high << 16) + low & _LOW32
+def random_keys(call: Call, index: Tensor) -> Tensor:
+    """`[N]` int64 in [0, 2^31): bits 1 to 31 of the first word of Philox4x32-10."""
+    step = call.step if call.step_at is None else call.step_at
+    return random_words(call.seed, step, index)[0] >> 1
