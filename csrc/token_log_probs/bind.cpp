@@ -9,8 +9,8 @@ void forward(const TokenLogProbsParams& call, uintptr_t log_probs, uintptr_t ent
              uintptr_t stats) {
   const TokenLogProbsForward p =
       forward_params(call, log_probs, entropy, collision, lse, top1, mean_logit, stats);
-  if (p.keep_indptr && (p.keep_indptr[0] != 0 || p.keep_indptr[p.num_rows] != p.num_keep_indices)) {
-    throw ValueError("support.indptr: expected to rise from 0 to " +
+  if (p.keep_indptr && (p.keep_indptr[0] != 0 || p.keep_indptr[p.num_rows] > p.num_keep_indices)) {
+    throw ValueError("support.indptr: expected to rise from 0 to at most " +
                      std::to_string(p.num_keep_indices) + " (the number of indices), got " +
                      std::to_string(p.keep_indptr[0]) + " to " +
                      std::to_string(p.keep_indptr[p.num_rows]));

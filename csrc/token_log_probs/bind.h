@@ -116,7 +116,7 @@ TokenLogProbsParams params(int dtype, uintptr_t logits, const py::tuple& sizes,
       message << "temperature: expected finite values above 0, got " << error.value;
       break;
     case RowError::keep_indptr:
-      message << "support.indptr: expected to rise from 0 to " << p.num_keep_indices
+      message << "support.indptr: expected to rise from 0 to at most " << p.num_keep_indices
               << " (the number of indices), got " << static_cast<int64_t>(error.value);
       break;
     case RowError::keep_id:

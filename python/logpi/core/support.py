@@ -17,10 +17,11 @@ class KeepSet:
 
     Row `n` of the flattened leading dimensions keeps `indices[indptr[n]:indptr[n + 1]]`, in any
     order, each id once. On a CPU the kernels check the values; on a GPU nothing reads them back.
+    `indices` may be longer than that: a sampler on a GPU cannot ask how long it must be.
 
     Attributes:
-        indptr: `[N + 1]` int64, starts at 0, never falls, ends at `len(indices)`.
-        indices: `[nnz]` int32 ids in [0, vocab_size).
+        indptr: `[N + 1]` int64, starts at 0, never falls, ends at `len(indices)` or before.
+        indices: `[nnz]` int32 ids in [0, vocab_size); those behind `indptr[-1]` are spare.
     """
 
     indptr: Tensor
@@ -64,22 +65,22 @@ class KeepSet:
     def to_mask(self, vocab_size: int) -> Tensor:
         """`[N, vocab_size]` bool, True where kept."""
         at = torch.arange(len(self.indices), device=self.indptr.device)
-        rows = torch.searchsorted(self.indptr, at, right=True) - 1
+        rows = torch.searchsorted(self.indptr, at, right=True) - 1  # N: spare
         inside = (self.indices >= 0) & (self.indices < vocab_size)
         columns = self.indices.long().where(inside, vocab_size)
         mask = torch.zeros(
-            len(self.indptr) - 1, vocab_size + 1, dtype=torch.bool, device=self.indptr.device
+            len(self.indptr), vocab_size + 1, dtype=torch.bool, device=self.indptr.device
         )
         mask[rows, columns] = True
-        return mask[:, :vocab_size]
+        return mask[:-1, :vocab_size]
 
     def check(self, vocab_size: int, loss_mask: Tensor | None = None) -> None:
         """Raise ValueError for the first row whose kept ids are wrong. Reads them on the host."""
         bounds = self.indptr.tolist()
-        if bounds[0] != 0 or bounds[-1] != len(self.indices) or sorted(bounds) != bounds:
+        if bounds[0] != 0 or bounds[-1] > len(self.indices) or sorted(bounds) != bounds:
             raise ValueError(
-                f"support.indptr: expected to rise from 0 to {len(self.indices)} (the number of "
-                f"indices), got {bounds[0]} to {bounds[-1]}"
+                f"support.indptr: expected to rise from 0 to at most {len(self.indices)} (the "
+                f"number of indices), got {bounds[0]} to {bounds[-1]}"
             )
         for row in range(len(bounds) - 1):
             if loss_mask is not None and not loss_mask[row]:

@@ -39,7 +39,8 @@ class Entries:
 
     def __init__(self, call: Call, rows: ActiveRows) -> None:
         assert call.keep_indptr is not None and call.keep_indices is not None  # noqa: PT018
-        indptr, ids = call.keep_indptr, call.keep_indices.long()
+        indptr = call.keep_indptr
+        ids = call.keep_indices[: int(indptr[-1])].long()  # what lies behind is spare
         at = torch.arange(len(ids), device=ids.device)
         row = torch.searchsorted(indptr, at, right=True) - 1
         self.num_rows = call.num_rows
