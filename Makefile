@@ -49,7 +49,7 @@ lint: build
 bench: build
 	$(RUN) benchmarks/run.py token_log_probs
 	$(RUN) benchmarks/run.py linear_log_probs
-	for op in policy_loss covariance_clip flow_balance gae; do \
+	for op in policy_loss covariance_clip flow_balance gae action_sampling token_sampling; do \
 	    $(RUN) benchmarks/run.py $$op || exit 1; \
 	done
 

@@ -5,13 +5,16 @@
 #include "core/isa.h"
 
 namespace logpi {
+void bind_action_sampling(pybind11::module_& m);
 void bind_covariance_clip(pybind11::module_& m);
 void bind_flow_balance(pybind11::module_& m);
 void bind_gae(pybind11::module_& m);
 void bind_linear_log_probs(pybind11::module_& m);
 void bind_policy_loss(pybind11::module_& m);
 void bind_token_log_probs(pybind11::module_& m);
+void bind_token_sampling(pybind11::module_& m);
 #ifdef LOGPI_HAS_CUDA
+void bind_action_sampling_cuda(pybind11::module_& m);
 void bind_covariance_clip_cuda(pybind11::module_& m);
 void bind_flow_balance_cuda(pybind11::module_& m);
 void bind_linear_log_probs_cuda(pybind11::module_& m);
@@ -39,13 +42,16 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_isa", [] { return logpi::isa_name(logpi::active_isa()); });
   m.def("force_cpu_isa", &logpi::force_isa, py::arg("name"));
 
+  logpi::bind_action_sampling(m);
   logpi::bind_covariance_clip(m);
   logpi::bind_flow_balance(m);
   logpi::bind_gae(m);
   logpi::bind_linear_log_probs(m);
   logpi::bind_policy_loss(m);
   logpi::bind_token_log_probs(m);
+  logpi::bind_token_sampling(m);
 #ifdef LOGPI_HAS_CUDA
+  logpi::bind_action_sampling_cuda(m);
   logpi::bind_covariance_clip_cuda(m);
   logpi::bind_flow_balance_cuda(m);
   logpi::bind_linear_log_probs_cuda(m);

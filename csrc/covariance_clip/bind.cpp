@@ -11,6 +11,7 @@ void bind_covariance_clip(py::module_& m) {
     const Philox out = philox({{a, b, c, d}}, key, other);
     return py::make_tuple(out.x[0], out.x[1], out.x[2], out.x[3]);
   });
+  m.def("uniform", &uniform);
 }
 
 }  // namespace logpi

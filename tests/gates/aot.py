@@ -30,7 +30,9 @@ class Compiled(NamedTuple):
     assembly: str
 
 
-def compiled(kernel: Any, arguments: dict[str, Any], target: str, threads: int) -> Compiled:
+def compiled(
+    kernel: Any, arguments: dict[str, Any], target: str, threads: int, **options: Any
+) -> Compiled:
     """`arguments`: a type for a parameter, None for one that is absent, a value for a constexpr."""
     signature, constants = {}, {}
     for parameter in kernel.params:
@@ -40,7 +42,7 @@ def compiled(kernel: Any, arguments: dict[str, Any], target: str, threads: int) 
         else:
             signature[parameter.name] = value
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs={})
-    options = {"num_warps": threads // TARGETS[target].warp_size or 1}
+    options |= {"num_warps": threads // TARGETS[target].warp_size or 1}
     made = triton_compile(source, target=TARGETS[target], options=options)
     if target.startswith("sm"):
         usage = _cuobjdump("-res-usage", made.asm["cubin"])

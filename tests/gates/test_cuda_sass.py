@@ -34,6 +34,7 @@ SHIPPED = {"sm_80", "sm_90", "sm_100", "sm_120", "compute_120"}
 # 80 registers are three blocks of 256 threads on a multiprocessor, 64 four; a softcap works in
 # double.
 KERNELS: dict[str, Expect] = {
+    "action_sampling_rows<*>": Expect(64),  # a warp a row, in double
     "flow_balance_loss": Expect(80, wide_loads=False),  # rows begin anywhere; in double
     "flow_balance_gradient": Expect(32, wide_loads=False),
     # vectors of one number a token: a tile of 1024 is four loads a thread

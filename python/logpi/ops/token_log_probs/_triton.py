@@ -45,7 +45,7 @@ def forward(call: Call, keep_stats: bool) -> tuple[TokenLogProbs, Tensor | None]
     keep = call.keep_indptr is not None
     segment, segments = (length, 1) if keep else _segments(length)
     split = segments > 1 and call.num_rows <= TILES.few_rows
-    rows, row_options = _rows(call.logits, begin)
+    rows, row_options = strided_rows(call.logits, begin)
     row_arguments = (*rows, begin, length, call.vocab_size, *row_scalars(call))
     fields = (*out, stats)
     partial = new((call.num_rows, segments, 6), dtype=torch.float64) if split else None
@@ -108,8 +108,8 @@ def _backward(call: Call, saved: tuple[Tensor | None, ...], out: Tensor) -> None
     columns, first = call.logits.shape[-1], call.first_column
     begin, end = call.support_begin - first, call.support_end - first
     chunks = -(-columns // (4 * TILES.block))
-    rows, row_options = _rows(call.logits, 0)
-    grad_rows, grad_options = _rows(out, 0)
+    rows, row_options = strided_rows(call.logits, 0)
+    grad_rows, grad_options = strided_rows(out, 0)
     backward_kernels.backward_kernel[(call.num_rows * chunks,)](
         *rows,
         *grad_rows,
@@ -134,7 +134,7 @@ def _kept_backward(call: Call, saved: tuple[Tensor | None, ...], out: Tensor) ->
     assert call.keep_indices is not None
     values = call.logits.new_empty(len(call.keep_indices), dtype=torch.float32)
     constants = {"BLOCK": TILES.block, "IDS": ids_at_a_time(call)}
-    rows, row_options = _rows(call.logits, 0)
+    rows, row_options = strided_rows(call.logits, 0)
     backward_kernels.kept_backward_kernel[(call.num_rows,)](
         *rows,
         call.vocab_size,
@@ -148,7 +148,7 @@ def _kept_backward(call: Call, saved: tuple[Tensor | None, ...], out: Tensor) ->
         num_warps=TILES.threads // LANES,
     )
     out.zero_()
-    rows, row_options = _rows(out, 0)
+    rows, row_options = strided_rows(out, 0)
     backward_kernels.scatter_kernel[(call.num_rows,)](
         *rows,
         call.vocab_size,
@@ -171,7 +171,7 @@ def _segments(length: int) -> tuple[int, int]:
     return size, -(-length // size)
 
 
-def _rows(x: Tensor, column: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def strided_rows(x: Tensor, column: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Where the rows of a strided tensor are, and whether all begin at a 16-byte address."""
     sizes, strides = leading_rows(x)
     dims, width = len(sizes), x.element_size()

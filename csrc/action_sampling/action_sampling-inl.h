@@ -1,0 +1,193 @@
+// The CPU body of action_sampling, compiled once per instruction set: a row at a time, in double.
+#include "core/simd_begin.h"
+#include "core/parallel.h"
+#include "core/philox.h"
+#include "action_sampling/action_sampling.h"
+#include "action_sampling/exp2.h"
+
+#include <stdlib.h>
+
+namespace logpi {
+namespace LOGPI_ISA {
+namespace {
+
+#include "core/simd_double.h"
+
+constexpr double kLog2e = 1.44269504088896340736, kLn2 = 0.69314718055994530942;
+
+// What a thread works on: a row's logits, and its weights on the grid; both padded.
+struct Buffers {
+  int64_t size;  // a multiple of kPack
+  float* logits;
+  double* weights;
+
+  explicit Buffers(int64_t num_bins) {
+    size = (num_bins + kPack - 1) / kPack * kPack;
+    logits = (float*)malloc(size * (sizeof(float) + sizeof(double)));
+    weights = (double*)(logits + size);
+  }
+  ~Buffers() { free(logits); }
+};
+
+template <class T>
+void fill(const Buffers& row, const T* z, int64_t n) {
+  int64_t i = 0;
+  for (; i + kPack <= n; i += kPack) unpack(z + i, row.logits + i);
+  for (; i < n; ++i) row.logits[i] = to_float(z[i]);
+  for (; i < row.size; ++i) row.logits[i] = -__builtin_inff();
+}
+
+LOGPI_INLINE vdouble load_doubles(const float* p) {  // GCC 12 would convert one by one
+#if defined(__AVX512F__)
+  return (vdouble)_mm512_cvtps_pd(_mm256_loadu_ps(p));
+#elif defined(__AVX2__)
+  return (vdouble)_mm256_cvtps_pd(_mm_loadu_ps(p));
+#elif defined(__SSE2__)
+  return (vdouble)_mm_cvtps_pd((__m128)_mm_loadl_epi64((const __m128i*)p));
+#else
+  return __builtin_convertvector(load<vfloat_half>(p), vdouble);
+#endif
+}
+
+// max(low, x); NaN in x stays.
+LOGPI_INLINE vdouble at_least(double low, vdouble x) {
+#if defined(__AVX512F__)
+  return (vdouble)_mm512_max_pd(_mm512_set1_pd(low), (__m512d)x);
+#elif defined(__AVX2__)
+  return (vdouble)_mm256_max_pd(_mm256_set1_pd(low), (__m256d)x);
+#elif defined(__SSE2__)
+  return (vdouble)_mm_max_pd(_mm_set1_pd(low), (__m128d)x);
+#else
+  return low > x ? vdouble{} + low : x;
+#endif
+}
+
+LOGPI_INLINE vdouble exp2(vdouble t) {
+  const vdouble rounded = t + kRound, f = t - (rounded - kRound);
+  vdouble p = kExp2C7 * f + kExp2C6;
+  p = p * f + kExp2C5;
+  p = p * f + kExp2C4;
+  p = p * f + kExp2C3;
+  p = p * f + kExp2C2;
+  p = p * f + kExp2C1;
+  p = p * f + 1.0;
+  return (vdouble)((vlong)p + ((vlong)rounded << 52));
+}
+
+// A row's sums over all but one of its largest weights, which is 1; and the exact sum of all.
+struct Sums {
+  double rest, dot, total;
+};
+
+Sums sum_weights(const Buffers& row, float top, double scale, double grid) {
+  vdouble rest{}, dot{}, total{};
+  vlong ones{};
+  for (int64_t i = 0; i < row.size; i += kDoubles) {
+    const vdouble distance = load_doubles(row.logits + i) - (double)top;
+    const vdouble t = at_least(kLowestExponent, distance * scale);
+    const vdouble w = exp2(t), rounded = (w + grid) - grid;
+    store(row.weights + i, rounded);
+    total += rounded;
+    dot += t * w;
+    ones -= t == 0.0;  // true is -1
+    rest += t == 0.0 ? vdouble{} : w;
+  }
+  int64_t tops = 0;
+  for (int i = 0; i < kDoubles; ++i) tops += ones[i];
+  return {lanes(rest) + (double)(tops - 1), lanes(dot), lanes(total)};
+}
+
+// The first bin at which the weights' sum is above the target, which is below their total.
+int64_t find(const Buffers& row, double target) {
+  double before = 0;
+  for (int64_t i = 0; i < row.size; i += kDoubles) {
+    const vdouble w = load<vdouble>(row.weights + i);
+    const double here = lanes(w);
+    if (before + here > target) {
+      int j = 0;
+      for (before += w[0]; !(before > target); before += w[j]) ++j;
+      return i + j;
+    }
+    before += here;
+  }
+  return row.size - 1;  // never
+}
+
+int64_t first_equal(const Buffers& row, float top) {
+  int64_t i = 0;
+  while (row.logits[i] != top) ++i;
+  return i;
+}
+
+template <class T>
+ActionSamplingError sample(const ActionSampling& p, int64_t step, int64_t n, const Buffers& row) {
+  const double temperature = p.temperatures ? (double)p.temperatures[n] : p.temperature;
+  if (!(temperature > 0 && temperature < __builtin_inf())) {
+    return {ActionSamplingError::temperature, n, temperature};
+  }
+  fill(row, (const T*)p.logits + p.rows.offset(n), p.num_bins);
+  vfloat best = load<vfloat>(row.logits);
+  for (int64_t i = kLanes; i < row.size; i += kLanes) {
+    best = max_keep_nan(best, load<vfloat>(row.logits + i));
+  }
+  const float top = hmax(best);
+  const double scale = kLog2e / temperature;
+  const Sums sums = sum_weights(row, top, scale, p.grid);
+  if (sums.dot != sums.dot) return {ActionSamplingError::logits, n, (double)top};
+
+  int64_t bin;
+  if (p.greedy) {
+    bin = first_equal(row, top);
+  } else {
+    const int64_t id = p.row_ids ? p.row_ids[n] : n;
+    bin = find(row, uniform(p.seed, (uint64_t)step, (uint64_t)id) * sums.total);
+  }
+  const double log_sum = __builtin_log1p(sums.rest);
+  const double t = ((double)row.logits[bin] - (double)top) * scale;
+  const double entropy = log_sum - kLn2 * sums.dot / (1 + sums.rest);
+  p.token_ids[n] = p.first_id + bin;
+  p.log_probs[n] = (float)(kLn2 * t - log_sum);
+  if (p.entropy) p.entropy[n] = (float)(entropy < 0 ? 0 : entropy);
+  p.actions[n] = p.table[n % p.num_dims * p.num_bins + bin];
+  return {};
+}
+
+template <class T>
+ActionSamplingError sample_rows(const ActionSampling& p) {
+  ActionSamplingError first;
+  const int64_t step = p.step_at ? *p.step_at : p.step;
+  const int64_t elements = 4 * p.num_bins;  // what the work in double is worth
+  const int threads = threads_for(p.num_rows * elements, p.num_threads);
+  const int64_t block = rows_at_a_time(elements), blocks = (p.num_rows + block - 1) / block;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+    const Buffers row(p.num_bins);
+#pragma omp for schedule(dynamic)
+    for (int64_t b = 0; b < blocks; ++b) {
+      for (int64_t n = b * block; n < (b + 1) * block && n < p.num_rows; ++n) {
+        const ActionSamplingError error = sample<T>(p, step, n, row);
+        if (error.kind == ActionSamplingError::none) continue;
+#pragma omp critical(logpi_action_sampling_error)
+        if (first.kind == ActionSamplingError::none || error.row < first.row) first = error;
+      }
+    }
+  }
+  return first;
+}
+
+}  // namespace
+
+ActionSamplingError action_sampling(const ActionSampling& p) {
+  switch (p.dtype) {
+    case DType::float32:
+      return sample_rows<float>(p);
+    case DType::bfloat16:
+      return sample_rows<bf16_t>(p);
+    case DType::float16:
+      return sample_rows<f16_t>(p);
+  }
+  return {};
+}
+
+}  // namespace LOGPI_ISA
+}  // namespace logpi
