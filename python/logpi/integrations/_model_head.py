@@ -137,7 +137,9 @@ def head_module(model: Any) -> Any:
 
 def facts(model: Any, module: Any) -> Head:
     """`module` is the model's head, or its replica on another device."""
-    config = model.config.get_text_config()
+    config = model.config
+    if hasattr(config, "get_text_config"):  # transformers 4.40, OpenVLA-OFT's, has none
+        config = config.get_text_config()
     softcap, scale = _first(config, _SOFTCAPS), _first(config, _FACTORS)
     scaling = getattr(config, "logits_scaling", None)  # Granite divides by it, HyperCLOVA X not
     if scale is None and scaling is not None:
