@@ -33,3 +33,11 @@ def verl() -> Any:
     if importlib.util.find_spec("ray") is None:
         sys.meta_path.append(_MockedRay())
     return importlib.import_module("verl.trainer.ppo.core_algos")
+
+
+@pytest.fixture(scope="session")
+def vllm() -> Any:
+    """vLLM's Python files; what they compile to is not needed."""
+    if importlib.util.find_spec("vllm") is None:
+        pytest.skip("needs vLLM: tests/vllm-requirements.txt")
+    return importlib.import_module("vllm")
