@@ -161,3 +161,10 @@ def test_a_float32_product_of_several_parts(biased: bool) -> None:
     true = torch.nn.functional.linear(*(t if t is None else t.double() for t in (x, weight, bias)))
     assert_within_budget(tile[:, :2500], whole, true, name="logits")
     assert tile[:, 2500:].isnan().all()
+
+
+def test_a_second_derivative_of_a_kernel_raises() -> None:
+    hidden = torch.randn(3, 8, requires_grad=True)
+    out = linear_log_probs(hidden, torch.randn(11, 8), torch.arange(3), backend="cpu")
+    with pytest.raises(RuntimeError, match=r"no derivative.*create_graph.*backend='torch'"):
+        torch.autograd.grad(out.log_probs, hidden, torch.randn(3), create_graph=True)

@@ -149,12 +149,11 @@ def test_logits_changed_before_the_backward_raise(row: Row) -> None:
 
 
 def test_a_second_derivative_of_a_kernel_raises(kernel_row: Row) -> None:
+    # The upstream gradient depends on nothing: autograd's own once_differentiable let it be lost.
     logits = randn(3, 11).requires_grad_()
     out = token_log_probs(logits, randint(11, 3), backend=kernel_row.backend)
-    upstream = randn(3).requires_grad_()
-    (grad,) = torch.autograd.grad(out.log_probs, logits, upstream, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        grad.sum().backward()
+    with pytest.raises(RuntimeError, match=r"no derivative.*create_graph.*backend='torch'"):
+        torch.autograd.grad(out.log_probs, logits, randn(3), create_graph=True)
 
 
 def test_two_calls_on_the_same_logits_add_up(row: Row) -> None:

@@ -65,6 +65,16 @@ def at_least(name: str, value: int, least: int) -> None:
         raise ValueError(f"{name}: expected at least {least}, got {value}")
 
 
+def differentiated_once(op: str) -> None:
+    """For the backward of a kernel. once_differentiable raises where the upstream gradient depends
+    on an input, and elsewhere lets the derivative be lost."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            f"{op}: the gradients of a kernel have no derivative, and create_graph=True asked for "
+            "one; use backend='torch'"
+        )
+
+
 def whole(name: str, value: Any) -> None:
     """A tensor that holds all of its values: no shard of a parallel trainer."""
     tensor(name, value)

@@ -188,11 +188,7 @@ class _FlowBalance(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # not once_differentiable, which lets the derivative be lost
-            raise RuntimeError(
-                "flow_balance_loss: the gradients of a kernel have no derivative, and "
-                "create_graph=True asked for one; use backend='torch'"
-            )
+        checks.differentiated_once("flow_balance_loss")
         if grad_loss is None:
             return None, None, None, None
         grads = ctx.row.kernels.backward(*ctx.saved_tensors, grad_loss, ctx.needs_input_grad[:2])

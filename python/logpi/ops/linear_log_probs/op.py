@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from logpi.core import checks
 from logpi.core.backends import AUTO, Backend, select
@@ -200,10 +199,10 @@ class _LinearLogProbs(torch.autograd.Function):
         return tuple(out)
 
     @staticmethod
-    @once_differentiable
     def backward(
         ctx: Any, grad_log_probs: Tensor | None, grad_entropy: Tensor | None, *_: None
     ) -> tuple[Tensor | None, ...]:
+        checks.differentiated_once("linear_log_probs")
         if grad_log_probs is None and grad_entropy is None:
             return (None,) * 5
         hidden, weight, bias, *rest = ctx.saved_tensors

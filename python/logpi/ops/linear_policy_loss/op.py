@@ -179,11 +179,7 @@ class _LinearPolicyLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, _: None) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # not once_differentiable: nothing here depends on an input
-            raise RuntimeError(
-                "linear_policy_loss: the gradients of a kernel have no derivative, and "
-                "create_graph=True asked for one; use backend='torch'"
-            )
+        checks.differentiated_once("linear_policy_loss")
         if ctx.grads is None:
             raise RuntimeError(
                 "linear_policy_loss: a second backward needs gradients that the first has handed "

@@ -219,11 +219,7 @@ class _PolicyLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, _: None) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # not once_differentiable: nothing here depends on an input
-            raise RuntimeError(
-                "policy_loss: the gradients of a kernel have no derivative, and create_graph=True "
-                "asked for one; use backend='torch'"
-            )
+        checks.differentiated_once("policy_loss")
         scaled = (None if grad is None else grad * grad_loss for grad in ctx.saved_tensors)
         return (*scaled, None, None, None, None)
 

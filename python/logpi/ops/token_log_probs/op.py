@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from logpi.core import checks, cuda, triton_row
 from logpi.core.backends import AUTO, Backend, select
@@ -220,10 +219,10 @@ class _TokenLogProbs(torch.autograd.Function):
         return tuple(out)
 
     @staticmethod
-    @once_differentiable
     def backward(
         ctx: Any, grad_log_probs: Tensor | None, grad_entropy: Tensor | None, *_: None
     ) -> tuple[Tensor | None, None, None]:
+        checks.differentiated_once("token_log_probs")
         if grad_log_probs is None and grad_entropy is None:
             return None, None, None
         if ctx.spent:
