@@ -157,8 +157,8 @@ def test_noise_is_accepted_as_seldom_as_stated(
         signed = [h if run_test(table, h).effect > 0 else replace(h, direction="-") for h in tests]
         blind.append(any(v.accepted for v in judge(tests, table, fdr=fdr)))
         peeked.append(any(v.accepted for v in judge(signed, table, fdr=fdr)))
-    record_property("blind", np.mean(blind))
-    record_property("peeked", np.mean(peeked))
+    record_property("blind", float(np.mean(blind)))
+    record_property("peeked", float(np.mean(peeked)))
     error = 3 * math.sqrt(fdr * (1 - fdr) / runs)
     assert np.mean(peeked) <= fdr + error
     assert np.mean(blind) <= (fdr if runs >= 200 else fdr + error)
@@ -181,9 +181,9 @@ def test_power_on_planted_effects(
         wrong += sum(v.accepted for v in verdicts[4:])
         total += 4
     share = wrong / max(accepted + wrong, 1)
-    record_property("power", accepted / total)
-    record_property("replicated", replicated / total)
-    record_property("false", share)
+    record_property("power", float(accepted / total))
+    record_property("replicated", float(replicated / total))
+    record_property("false", float(share))
     assert accepted / total >= least
     assert share <= 0.05
 
