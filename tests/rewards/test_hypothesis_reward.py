@@ -18,7 +18,7 @@ pytest.importorskip("scipy")
 pytest.importorskip("statsmodels")
 pytest.importorskip("networkx")
 
-from cohorts import GENES, PLANTED, cohort, fishing
+from made_cohorts import GENES, PLANTED, cohort, fishing
 from texts import large_texts, random_texts
 
 from logpi.rewards.hypothesis import (

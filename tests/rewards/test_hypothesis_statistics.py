@@ -13,7 +13,7 @@ pytest.importorskip("scipy")
 pytest.importorskip("statsmodels")
 pytest.importorskip("networkx")
 
-from cohorts import cohort
+from made_cohorts import cohort
 from scipy import stats
 from statsmodels.duration.hazard_regression import PHReg
 from statsmodels.duration.survfunc import survdiff
