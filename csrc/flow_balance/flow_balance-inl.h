@@ -30,11 +30,13 @@ LOGPI_INLINE vint lanes_of(const bool* mask) {
 #endif
 }
 LOGPI_INLINE void add_where(vdouble (&to)[2], const float* p, vint inside) {
-  const vfloat x = from_bits(load<vint>(p) & inside);  // not times the mask: NaN would stay
 #if defined(__AVX512F__)
-  to[0] += (vdouble)_mm512_cvtps_pd(_mm512_castps512_ps256((__m512)x));
-  to[1] += (vdouble)_mm512_cvtps_pd(_mm512_extractf32x8_ps((__m512)x, 1));
-#elif defined(__AVX2__)
+  const __mmask16 some = _mm512_movepi32_mask((__m512i)inside);
+  to[0] += (vdouble)_mm512_maskz_cvtps_pd((__mmask8)some, _mm256_loadu_ps(p));
+  to[1] += (vdouble)_mm512_maskz_cvtps_pd((__mmask8)(some >> 8), _mm256_loadu_ps(p + 8));
+#else
+  const vfloat x = from_bits(load<vint>(p) & inside);  // not times the mask: NaN would stay
+#if defined(__AVX2__)
   to[0] += (vdouble)_mm256_cvtps_pd(_mm256_castps256_ps128((__m256)x));
   to[1] += (vdouble)_mm256_cvtps_pd(_mm256_extractf128_ps((__m256)x, 1));
 #elif defined(__SSE2__)
@@ -45,6 +47,7 @@ LOGPI_INLINE void add_where(vdouble (&to)[2], const float* p, vint inside) {
   __builtin_memcpy(halves, &x, sizeof x);
   to[0] += __builtin_convertvector(halves[0], vdouble);
   to[1] += __builtin_convertvector(halves[1], vdouble);
+#endif
 #endif
 }
 
@@ -80,16 +83,11 @@ void spread(const bool* mask, float value, float* out, int64_t size) {
   for (; t < size; ++t) out[t] = mask[t] ? value : 0.0f;
 }
 
-// A token is four loads and as many sums: a thread is worth waking for four times as many of them.
-int threads_of(int64_t num_sequences, int64_t num_tokens, int num_threads) {
-  return threads_for(num_sequences * num_tokens / 4, num_threads);
-}
-
 }  // namespace
 
 void flow_balance_sums(const FlowBalanceForward& p, int64_t piece, int64_t pieces,
                        FlowBalanceSums* sums) {
-  const int threads = threads_of(p.num_sequences, p.num_tokens, p.num_threads);
+  const int threads = threads_for(p.num_sequences * p.num_tokens, p.num_threads);
   const int64_t all = p.num_sequences * pieces;
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
   for (int64_t n = 0; n < all; ++n) {
@@ -102,7 +100,8 @@ void flow_balance_sums(const FlowBalanceForward& p, int64_t piece, int64_t piece
 }
 
 void flow_balance_gradient(const FlowBalanceBackward& p, int64_t piece, int64_t pieces) {
-  const int threads = threads_of(p.num_sequences, p.num_tokens, p.num_threads);
+  // A store a token: a thread is worth waking for four times as many as of the sums.
+  const int threads = threads_for(p.num_sequences * p.num_tokens / 4, p.num_threads);
   const int64_t all = p.num_sequences * pieces;
   const double upstream = (double)*p.grad_loss;
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)

@@ -34,7 +34,7 @@ def backward(
     loss_mask: Tensor, slopes: Tensor, grad_loss: Tensor, needs: tuple[bool, bool]
 ) -> Gradients:
     """d loss / d log_probs and d loss / d log_z, those that are needed."""
-    mask, out = in_rows(loss_mask), empty_gradients(loss_mask, needs)
+    mask, out = in_rows(loss_mask), empty_gradients(loss_mask, grad_loss, needs)
     cuda.launchers().flow_balance_cuda_backward(
         *backward_params(mask, slopes, grad_loss, out), *place(mask.device)
     )

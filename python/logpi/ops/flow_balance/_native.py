@@ -23,14 +23,16 @@ def backward(
     loss_mask: Tensor, slopes: Tensor, grad_loss: Tensor, needs: tuple[bool, bool]
 ) -> Gradients:
     """d loss / d log_probs and d loss / d log_z, those that are needed."""
-    mask, out = in_rows(loss_mask), empty_gradients(loss_mask, needs)
+    mask, out = in_rows(loss_mask), empty_gradients(loss_mask, grad_loss, needs)
     _C.flow_balance_backward(*backward_params(mask, slopes, grad_loss, out))
     return out
 
 
 def plain(call: Call) -> Call:
     """With tensors whose rows have unit stride: the same ones, unless they are transposed."""
-    if all(x.stride(-1) == 1 for x in call[:6]):
+    log_probs, ref, old, rewards, log_z, mask = call[:6]
+    tokens = log_probs.stride(1) == ref.stride(1) == old.stride(1) == mask.stride(1) == 1
+    if tokens and rewards.stride(0) == log_z.stride(0) == 1:
         return call
     return Call(*map(in_rows, call[:6]), *call[6:])  # type: ignore[call-arg, arg-type]
 
@@ -44,10 +46,9 @@ def empty_outputs(call: Call) -> Outputs:
     return new(()), new(len(METRICS)), new((len(call.log_z), 2), dtype=torch.float64)
 
 
-def empty_gradients(loss_mask: Tensor, needs: tuple[bool, bool]) -> Gradients:
-    shape = loss_mask.shape
-    tokens = loss_mask.new_empty(shape, dtype=torch.float32) if needs[0] else None
-    return tokens, loss_mask.new_empty(shape[:1], dtype=torch.float32) if needs[1] else None
+def empty_gradients(loss_mask: Tensor, grad_loss: Tensor, needs: tuple[bool, bool]) -> Gradients:
+    shape, new = loss_mask.shape, grad_loss.new_empty
+    return new(shape) if needs[0] else None, new(shape[:1]) if needs[1] else None
 
 
 def forward_params(call: Call, out: Outputs) -> tuple[int | float, ...]:

@@ -65,7 +65,7 @@ def backward(
     loss_mask: Tensor, slopes: Tensor, grad_loss: Tensor, needs: tuple[bool, bool]
 ) -> Gradients:
     """d loss / d log_probs and d loss / d log_z, those that are needed."""
-    mask, out = in_rows(loss_mask), empty_gradients(loss_mask, needs)
+    mask, out = in_rows(loss_mask), empty_gradients(loss_mask, grad_loss, needs)
     rows, columns = mask.shape
     pieces = max(-(-columns // BLOCK), 1) if needs[0] else 1
     if rows:
