@@ -146,22 +146,20 @@ int sum_tile(const CovarianceClip& p, int64_t from, int64_t end, ExactSum& log_p
   return count;
 }
 
-void sum_tokens(const CovarianceClip& p, int threads) {
-#pragma omp parallel num_threads(threads) if (threads > 1)
-  {
-    ExactSum log_probs{}, advantages{};
-    int64_t count = 0;
+// What each thread of a team does.
+void sum_tokens(const CovarianceClip& p) {
+  ExactSum log_probs{}, advantages{};
+  int64_t count = 0;
 #pragma omp for schedule(static) nowait
-    for (int64_t tile = 0; tile < tiles_of(p); ++tile) {
-      p.counts[tile] = sum_tile(p, tile * kTile, end_of(p, tile), log_probs, advantages);
-      count += p.counts[tile];
-    }
+  for (int64_t tile = 0; tile < tiles_of(p); ++tile) {
+    p.counts[tile] = sum_tile(p, tile * kTile, end_of(p, tile), log_probs, advantages);
+    count += p.counts[tile];
+  }
 #pragma omp critical(logpi_covariance_clip)
-    {
-      merge(p.head->log_probs, log_probs);
-      merge(p.head->advantages, advantages);
-      p.head->count += count;
-    }
+  {
+    merge(p.head->log_probs, log_probs);
+    merge(p.head->advantages, advantages);
+    p.head->count += count;
   }
 }
 
@@ -268,9 +266,14 @@ LOGPI_INLINE int append(int32_t* places, int32_t* ranks, unsigned some, unsigned
                         int32_t before) {
 #if defined(__AVX512F__)
   const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-  const __m512i rank = _mm512_maskz_expand_epi32((__mmask16)valid, lane);
-  store(places, (vint)_mm512_maskz_compress_epi32((__mmask16)some, lane) + at);
-  store(ranks, (vint)_mm512_maskz_compress_epi32((__mmask16)some, rank) + before);
+  const vint taken = (vint)_mm512_maskz_compress_epi32((__mmask16)some, lane);
+  vint rank = taken;  // most vectors are valid throughout
+  if (valid != 0xffff) {
+    const __m512i among = _mm512_maskz_expand_epi32((__mmask16)valid, lane);
+    rank = (vint)_mm512_maskz_compress_epi32((__mmask16)some, among);
+  }
+  store(places, taken + at);
+  store(ranks, rank + before);
   return __builtin_popcount(some);
 #else
   int count = 0;
@@ -323,34 +326,31 @@ int list_candidates(const CovarianceClip& p, Means mean, uint64_t step, int64_t 
   return listed;
 }
 
-void list_tokens(const CovarianceClip& p, int threads) {
+void list_tokens(const CovarianceClip& p) {
   CovarianceHead& head = *p.head;
   const Means mean = {mean_of(head.log_probs, head.count), mean_of(head.advantages, head.count)};
   const int64_t tiles = tiles_of(p);
   int32_t* const listed = p.counts + tiles;
   const uint64_t step = (uint64_t)(p.step_at ? *p.step_at : p.step);
-#pragma omp parallel num_threads(threads) if (threads > 1)
-  {
-    Listing listing;
-    listing.wanted = wanted_of(head.count, p.fraction);
-    int64_t index = head.first, counted = 0;  // tokens of the tiles before
+  Listing listing;
+  listing.wanted = wanted_of(head.count, p.fraction);
+  int64_t index = head.first, counted = 0;  // tokens of the tiles before
 #pragma omp for schedule(static) nowait
-    for (int64_t tile = 0; tile < tiles; ++tile) {
-      const int64_t from = tile * kTile, end = end_of(p, tile);
-      while (counted < tile) index += p.counts[counted++];
-      if (p.rule == CovarianceRule::covariances) {
-        write_covariances(p, mean, from, end);
-        continue;
-      }
-      memset((bool*)p.out + from, 0, (size_t)(end - from));
-      listed[tile] = p.rule == CovarianceRule::kl
-                         ? list_covariances(p, mean, from, end, listing)
-                         : list_candidates(p, mean, step, index, from, end, listing);
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    const int64_t from = tile * kTile, end = end_of(p, tile);
+    while (counted < tile) index += p.counts[counted++];
+    if (p.rule == CovarianceRule::covariances) {
+      write_covariances(p, mean, from, end);
+      continue;
     }
-    if (p.rule != CovarianceRule::covariances) {
+    memset((bool*)p.out + from, 0, (size_t)(end - from));
+    listed[tile] = p.rule == CovarianceRule::kl
+                       ? list_covariances(p, mean, from, end, listing)
+                       : list_candidates(p, mean, step, index, from, end, listing);
+  }
+  if (p.rule != CovarianceRule::covariances) {
 #pragma omp critical(logpi_covariance_clip)
-      for (uint32_t i = 0; i <= listing.bound; ++i) head.histogram[0][i] += listing.histogram[i];
-    }
+    for (uint32_t i = 0; i <= listing.bound; ++i) head.histogram[0][i] += listing.histogram[i];
   }
 }
 
@@ -414,12 +414,17 @@ void mark_ties(const CovarianceClip& p) {
 
 void covariance_clip(const CovarianceClip& p, int from, int to) {
   const int threads = threads_for(p.num_tokens, p.num_threads);
-  for (int phase = from; phase < to; ++phase) {
-    if (phase == kSums) {
-      sum_tokens(p, threads);
-    } else if (phase == kKeys) {
-      list_tokens(p, threads);
-    } else if (phase == kMark) {
+  if (from == kSums) memset(p.head, 0, head_bytes(p));
+  if (from <= kKeys) {  // one team for both
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+      if (from == kSums) sum_tokens(p);
+#pragma omp barrier
+      if (to > kKeys) list_tokens(p);
+    }
+  }
+  for (int phase = from > kSecond ? from : kSecond; phase < to; ++phase) {
+    if (phase == kMark) {
       mark_ties(p);
     } else {
       narrow(p, phase);

@@ -283,6 +283,7 @@ void covariance_clip_cuda(const CovarianceClip& p, int from, int to, int device,
   for (int phase = from; phase < to; ++phase) {
     switch (phase) {
       case kSums:
+        clear_async(p.head, head_bytes(p), (cudaStream_t)stream);
         launch(config, covariance_clip_sums, p);
         break;
       case kKeys:

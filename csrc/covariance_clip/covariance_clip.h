@@ -3,6 +3,7 @@
 // has.
 #pragma once
 
+#include <stddef.h>
 #include <stdint.h>
 
 #include "covariance_clip/exact_sum.h"
@@ -32,7 +33,7 @@ struct Selected {
   int64_t wanted;  // of the keys that begin so
 };
 
-struct CovarianceHead {  // zero at the beginning
+struct CovarianceHead {  // kSums begins with zeros
   ExactSum log_probs, advantages;
   int64_t count;         // of unmasked tokens
   int64_t first;         // index of the first one here
@@ -64,6 +65,12 @@ struct CovarianceClip {
 
 // Phases [from, to) on a CPU.
 void covariance_clip(const CovarianceClip& params, int from, int to);
+
+// Of the head, what a rule uses.
+static inline size_t head_bytes(const CovarianceClip& p) {
+  const bool selects = p.rule != CovarianceRule::covariances;
+  return selects ? sizeof(CovarianceHead) : offsetof(CovarianceHead, histogram);
+}
 
 // How many tokens a rule takes. One product and one rounding, as every row has it.
 LOGPI_HOST_DEVICE static inline int64_t wanted_of(int64_t count, double fraction) {

@@ -25,7 +25,7 @@ def dtype(name: str, value: Any, *allowed: torch.dtype) -> None:
 
 
 def shape(name: str, value: Tensor, expected: Sequence[int]) -> None:
-    if tuple(value.shape) != tuple(expected):
+    if value.shape != expected and tuple(value.shape) != tuple(expected):
         raise ValueError(f"{name}: expected shape {tuple(expected)}, got {tuple(value.shape)}")
 
 

@@ -21,7 +21,8 @@ def _run(call: Call, work: Work, start: int, end: int) -> None:
 
 def params(call: Call, work: Work) -> tuple[int | float, ...]:
     """What a launcher takes of a call, CUDA's too."""
-    size, counts = call.log_probs.numel(), work.scratch.data_ptr()
+    size, head = call.log_probs.numel(), work.memory.data_ptr()
+    counts = head + 8 * work.head_words
     keys = counts + 8 * work.tiles
     return (
         call.log_probs.data_ptr(),
@@ -36,7 +37,7 @@ def params(call: Call, work: Work) -> tuple[int | float, ...]:
         call.seed,
         call.step,
         0 if call.step_at is None else call.step_at.data_ptr(),
-        work.head.data_ptr(),
+        head,
         counts,
         keys,
         keys + 4 * size,

@@ -23,12 +23,21 @@ _HEAD = HISTOGRAMS + 3 * 1024
 
 
 class Work(NamedTuple):
-    """A call's memory."""
+    """A call's memory. The launch of SUMS fills the head with zeros."""
 
-    head: Tensor  # int64, zero at the beginning
-    scratch: Tensor  # int32: two counts a tile, then a key a token; on a CPU its place too
+    memory: Tensor  # int64: the head, then the scratch
+    head_words: int
     tiles: int
     out: Tensor  # [..]
+
+    @property
+    def head(self) -> Tensor:
+        return self.memory[: self.head_words]
+
+    @property
+    def scratch(self) -> Tensor:
+        """int32: two counts a tile, then a key a token; on a CPU its place too."""
+        return self.memory[self.head_words :].view(torch.int32)
 
 
 Run = Callable[[Call, Work, int, int], None]
@@ -43,6 +52,8 @@ def evaluate(run: Run, call: Call, keys_per_token: int = 1) -> Tensor:
         if size:
             run(call, work, SUMS, end)
         return work.out
+    if not size:
+        work.head.zero_()
     for phase in range(end):
         if size:
             run(call, work, phase, phase + 1)
@@ -54,9 +65,12 @@ def _work(call: Call, keys_per_token: int) -> Work:
     x, selects = call.log_probs, call.rule != COVARIANCES
     size = x.numel()
     tiles = -(-size // TILE)
+    head_words = _HEAD if selects else HISTOGRAMS
+    keys = keys_per_token * size if selects else 0
+    words = head_words + tiles + (keys + 1) // 2
     return Work(
-        x.new_zeros(_HEAD if selects else HISTOGRAMS, dtype=torch.int64),
-        x.new_empty(2 * tiles + (keys_per_token * size if selects else 0), dtype=torch.int32),
+        x.new_empty(words, dtype=torch.int64),
+        head_words,
         tiles,
         torch.empty_like(call.loss_mask if selects else x),
     )

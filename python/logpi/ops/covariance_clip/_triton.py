@@ -28,12 +28,14 @@ def _run(call: Call, work: Work, start: int, end: int) -> None:
 
 def _launch(call: Call, work: Work, phase: int) -> None:
     size, grid, tiles = call.log_probs.numel(), (work.tiles,), work.tiles
-    counts, ties, keys = (work.scratch[at:] for at in (0, tiles, 2 * tiles))
+    head, scratch = work.head, work.scratch
+    counts, ties, keys = (scratch[at:] for at in (0, tiles, 2 * tiles))
     inputs = (call.log_probs, call.advantages, call.loss_mask)
     selects = call.rule != COVARIANCES
-    histograms = work.head[HISTOGRAMS:].view(torch.int32).view(-1, DIGITS)
+    histograms = head[HISTOGRAMS:].view(torch.int32).view(-1, DIGITS)
     if phase == SUMS:
-        kernels.sums_kernel[grid](*inputs, size, work.head, counts, TILE=TILE, SOME=SOME)
+        head.zero_()
+        kernels.sums_kernel[grid](*inputs, size, head, counts, TILE=TILE, SOME=SOME)
     elif phase == KEYS:
         kernels.keys_kernel[grid](
             *inputs,
@@ -44,7 +46,7 @@ def _launch(call: Call, work: Work, phase: int) -> None:
             call.seed,
             call.step,
             call.step_at,
-            work.head,
+            head,
             counts,
             keys,
             histograms[0] if selects else None,
@@ -53,12 +55,12 @@ def _launch(call: Call, work: Work, phase: int) -> None:
             RULE=call.rule,
         )
     elif phase == TIES:
-        kernels.ties_kernel[grid](size, work.head, keys, histograms[2], ties, TILE=TILE)
+        kernels.ties_kernel[grid](size, head, keys, histograms[2], ties, TILE=TILE)
     elif phase == MARK:
-        kernels.mark_kernel[grid](size, work.head, keys, ties, work.out, TILE=TILE)
+        kernels.mark_kernel[grid](size, head, keys, ties, work.out, TILE=TILE)
     else:
         at = phase - SECOND
         now, following = histograms[at], histograms[at + 1]
         kernels.digit_kernel[grid](
-            size, call.fraction, work.head, keys, now, following, TILE=TILE, AT=at
+            size, call.fraction, head, keys, now, following, TILE=TILE, AT=at
         )
