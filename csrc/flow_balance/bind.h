@@ -1,21 +1,12 @@
 // Addresses and sizes from Python to Params: what the CPU's and CUDA's bindings share.
 #pragma once
 
-#include <pybind11/pybind11.h>
-
+#include "core/bind.h"
 #include "flow_balance/flow_balance.h"
 
 namespace logpi {
 namespace {
 
-namespace py = pybind11;
-
-template <class T>
-T* at(uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
-
-// Addresses are integers; 0 stands for an argument that is absent.
 FlowBalanceForward forward_params(int64_t num_sequences, int64_t num_tokens, uintptr_t log_probs,
                                   int64_t log_probs_stride, uintptr_t ref_log_probs,
                                   int64_t ref_stride, uintptr_t old_log_probs, int64_t old_stride,
@@ -66,16 +57,6 @@ FlowBalanceBackward backward_params(int64_t num_sequences, int64_t num_tokens, u
   p.grad_log_probs = at<float>(grad_log_probs);
   p.grad_log_z = at<float>(grad_log_z);
   return p;
-}
-
-// Python passes the arguments of make() and then those of f: one call, no object in between.
-template <class Params, class... Call, class... Rest>
-auto flat(Params (*make)(Call...), void (*f)(const Params&, Rest...)) {
-  return [make, f](Call... call, Rest... rest) {
-    const Params p = make(call...);
-    py::gil_scoped_release release;
-    f(p, rest...);
-  };
 }
 
 }  // namespace

@@ -1,19 +1,10 @@
 // The CPU kernel of policy_loss as Python sees it.
-#include <pybind11/pybind11.h>
-
+#include "core/bind.h"
 #include "policy_loss/policy_loss.h"
 
 namespace logpi {
 namespace {
 
-namespace py = pybind11;
-
-template <class T>
-T* at(uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
-
-// Addresses are integers; 0 stands for an argument that is absent.
 void bound(uintptr_t log_probs, uintptr_t entropy, uintptr_t old_log_probs, uintptr_t advantages,
            uintptr_t loss_mask, uintptr_t weights, uintptr_t ref_log_probs, uintptr_t importance,
            uintptr_t selection, int kind, double a, double b, double c, int estimator,

@@ -2,23 +2,14 @@
 // allocates or reads a tensor.
 #pragma once
 
-#include <pybind11/pybind11.h>
-
 #include <sstream>
 #include <string>
 
-#include "core/check.h"
+#include "core/bind.h"
 #include "token_log_probs/token_log_probs.h"
 
 namespace logpi {
 namespace {
-
-namespace py = pybind11;
-
-template <class T>
-T* at(uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
 
 // The address that column 0 would have, of a tensor that begins at a later one.
 template <class T>
@@ -27,20 +18,6 @@ T* column_zero(uintptr_t address, const TokenLogProbsParams& p) {
   return address ? at<T>(address - p.first_column * width) : nullptr;
 }
 
-Rows rows(const py::tuple& sizes, const py::tuple& strides) {
-  Rows out{};
-  out.dims = static_cast<int>(sizes.size());
-  if (out.dims < 1 || out.dims > Rows::kMaxDims) {
-    throw ValueError("logits: expected 1 to 4 leading dims, got " + std::to_string(out.dims));
-  }
-  for (int i = 0; i < out.dims; ++i) {
-    out.sizes[i] = sizes[i].cast<int64_t>();
-    out.strides[i] = strides[i].cast<int64_t>();
-  }
-  return out;
-}
-
-// Addresses are integers; 0 stands for an argument that is absent.
 TokenLogProbsParams params(int dtype, uintptr_t logits, const py::tuple& sizes,
                            const py::tuple& strides, int64_t num_rows, int64_t vocab_size,
                            uintptr_t token_ids, int64_t ids_per_row, uintptr_t loss_mask,
@@ -130,12 +107,6 @@ TokenLogProbsParams params(int dtype, uintptr_t logits, const py::tuple& sizes,
   }
   message << " in row " << error.row;
   throw ValueError(message.str());
-}
-
-// Python passes the arguments of params() and then those of f: one call, no object in between.
-template <class... Call, class... Rest>
-auto flat(TokenLogProbsParams (*make)(Call...), void (*f)(const TokenLogProbsParams&, Rest...)) {
-  return [make, f](Call... call, Rest... rest) { f(make(call...), rest...); };
 }
 
 }  // namespace
