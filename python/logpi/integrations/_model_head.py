@@ -84,6 +84,27 @@ class HeadInput(threading.local):  # DataParallel runs replicas in threads
         return rows
 
 
+class Run(NamedTuple):
+    """A forward of a model without its logits."""
+
+    output: Any  # its logits have no position, or at the first call one
+    hidden_states: Tensor  # [B, T, D], as the head was given them
+    autocast_dtype: torch.dtype | None  # of the head's product, where autocast was on
+
+
+def run_to_head(model: Any, **inputs: Any) -> Run:
+    """Call the model up to its head: whatever else its forward does, it does."""
+    inner = causal_lm(model)
+    given = HeadInput(inner)
+    given.asked = True
+    handle = head_module(inner).register_forward_pre_hook(given.take)
+    try:
+        output = model(**inputs)
+    finally:
+        handle.remove()
+    return Run(output, given.hidden_states(output.logits), given.autocast_dtype)
+
+
 @torch.no_grad()
 def _check(
     name: str, head: Head, rows: Tensor, logits: Tensor, autocast_dtype: torch.dtype | None

@@ -1,6 +1,7 @@
 """Log-probs of a transformers model without its logits.
 
-`log_probs` scores tokens with any `AutoModelForCausalLM`. `use_logpi` makes a model's own loss do
+`log_probs` scores tokens with any `AutoModelForCausalLM`, `candidate_log_probs` thousands of
+candidates behind one prompt. `use_logpi` makes a model's own loss do
 without logits for the length of a `with` block: a plain `transformers.Trainer` then trains through
 logpi. Both stand where the model calls its head: they take the hidden states it was given, and
 leave it none, so that no model's forward is copied here.
@@ -18,12 +19,29 @@ from torch.nn import functional as F
 
 from logpi.core.backends import AUTO
 from logpi.core.support import Support
-from logpi.integrations._model_head import Head, HeadInput, causal_lm, facts, head_module, head_of
+from logpi.integrations._candidates import CandidateLogProbs, candidate_log_probs
+from logpi.integrations._model_head import (
+    Head,
+    HeadInput,
+    causal_lm,
+    facts,
+    head_module,
+    head_of,
+    run_to_head,
+)
 from logpi.ops.linear_log_probs import linear_log_probs
 from logpi.ops.token_log_probs import TokenLogProbs, token_log_probs
 
 _IGNORED = -100  # the label of a token that carries no loss
-__all__ = ["Head", "compute_loss_func", "head_of", "log_probs", "use_logpi"]
+__all__ = [
+    "CandidateLogProbs",
+    "Head",
+    "candidate_log_probs",
+    "compute_loss_func",
+    "head_of",
+    "log_probs",
+    "use_logpi",
+]
 
 
 def log_probs(
@@ -100,14 +118,7 @@ def log_probs(
     if attention_mask is not None:
         model_kwargs["attention_mask"] = attention_mask
     model_kwargs.setdefault("use_cache", False)
-    given = HeadInput(inner)
-    given.asked = True
-    handle = head_module(inner).register_forward_pre_hook(given.take)
-    try:
-        output = model(**model_kwargs)
-    finally:
-        handle.remove()
-    hidden_states = given.hidden_states(output.logits)
+    output, hidden_states, autocast_dtype = run_to_head(model, **model_kwargs)
     head = head_of(inner)
     device = head.weight.device  # with a device_map the body may end elsewhere
     out = linear_log_probs(
@@ -128,7 +139,7 @@ def log_probs(
         return_mean_logit=return_mean_logit,
         retain_bytes=retain_bytes,
         workspace_bytes=workspace_bytes,
-        logits_dtype=logits_dtype or given.autocast_dtype,
+        logits_dtype=logits_dtype or autocast_dtype,
         backend=backend,
     )
     if hasattr(inner, "unshard"):  # FSDP2 waits for a gradient of the model's own output
