@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from logpi.core import checks
 from logpi.core.backends import AUTO
@@ -22,8 +21,8 @@ from logpi.integrations._model_head import causal_lm, head_of, run_to_head
 from logpi.ops.linear_log_probs import linear_log_probs
 
 _IDS_PER_ROW = 64  # of the head: a node with more children takes several rows
-# Models whose packed hidden states were once seen to be those of a sequence by itself.
-_CHECKED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+# Up to how many tokens a model's packed hidden states were seen to be those of a sequence alone.
+_CHECKED: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
 
 
 class CandidateLogProbs(NamedTuple):
@@ -64,8 +63,8 @@ def candidate_log_probs(
     and their probabilities sum to at most 1. Without one, a name has its own prefix's mass too.
 
     Args:
-        model: as in `log_probs`, in evaluation mode, with attention "sdpa" or "eager" over the
-            whole context: every layer, or its window covers prompt and candidate.
+        model: as in `log_probs`, in evaluation mode, whose attention is "sdpa" or "eager". Layers
+            with a sliding window are served.
         prompt: its ids `[P]`, or a text.
         candidates: their ids, or texts. Equal ones are scored once.
         tokenizer: of transformers, for texts. Prompt and candidates are tokenized apart; the
@@ -80,10 +79,11 @@ def candidate_log_probs(
 
     Raises:
         ValueError: an empty prompt or candidate, an id outside of the vocabulary, more positions
-            than the model has, a window or attention that does not serve, training mode.
-        TypeError: a model without position ids, or with a cache other than of keys and values.
-        RuntimeError: a model that packed sequences change (checked at the first call with a model,
-            by one forward of prompt and candidate).
+            than the model has, another attention, a chunked one that is too short, training mode.
+        TypeError: a model without position ids, or with a state other than keys and values (such as
+            Mamba's).
+        RuntimeError: a model that reads a packed sequence otherwise than its parts (checked by one
+            forward of a prompt and a candidate, for a model and the most tokens so far).
 
     Memory: keys and values of P + batch_tokens tokens, a mask `[batch_tokens, P + batch_tokens]`,
         one forward of batch_tokens tokens, and the workspace of `linear_log_probs`.
@@ -113,9 +113,10 @@ def candidate_log_probs(
             for row, node in enumerate(nodes)
             for begin in range(0, len(tree.children[node]), _IDS_PER_ROW)
         ]
-        rows = torch.tensor([row for row, _ in below], device=hidden_states.device)
-        children = pad_sequence([torch.tensor(some) for _, some in below], True, -1)
+        width = max(len(some) for _, some in below)
+        children = torch.tensor([some + [-1] * (width - len(some)) for _, some in below])
         real = children >= 0
+        rows = torch.tensor([row for row, _ in below], device=hidden_states.device)
         scored = linear_log_probs(
             hidden_states.index_select(0, rows).to(device),
             head.weight,
@@ -243,18 +244,23 @@ class _Body:
                 f"candidates: expected at most {most} tokens with the prompt, the positions of "
                 f"{self.name}, got {length}"
             )
-        for number, layer in enumerate(DynamicCache(config=config).layers):
-            if type(layer) is DynamicSlidingWindowLayer:
-                if layer.sliding_window < length:
-                    raise ValueError(
-                        f"candidates: expected at most {layer.sliding_window} tokens with the "
-                        f"prompt, the window of layer {number} of {self.name}, got {length}"
-                    )
-            elif type(layer) is not DynamicLayer:
+        windows = []
+        for layer in DynamicCache(config=config).layers:
+            if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
                 raise TypeError(
                     f"model: expected layers that keep keys and values of each token, got "
                     f"{type(layer).__name__} in {self.name}"
                 )
+            window = getattr(layer, "sliding_window", None)
+            windows.append(window if window is not None and window < length else None)
+        kinds = getattr(config.get_text_config(), "layer_types", None) or [None] * len(windows)
+        self.windows = dict(zip(kinds, windows, strict=True))
+        known = self.windows.keys() <= {None, "full_attention", "sliding_attention"}
+        if not known and any(windows):
+            raise ValueError(
+                f"candidates: expected at most {min(filter(None, windows))} tokens with the "
+                f"prompt, as {self.name} has {', '.join(map(str, self.windows))}, got {length}"
+            )
 
     def _run(self, input_ids: Tensor, inputs: dict[str, Any]) -> Tensor:
         """`[n, D]`; the cache is longer by as much."""
@@ -266,24 +272,39 @@ class _Body:
     def hidden_states(self, tree: _Tree, nodes: list[int]) -> Tensor:
         """`[n, D]` of nodes in preorder, all of whose ancestors are among them."""
         index = torch.tensor(nodes)
-        below = (index <= index[:, None]) & (index[:, None] < tree.past[index])
-        mask = torch.cat((below.new_ones(len(nodes), len(self.prompt)), below), 1)
-        mask = mask[None, None].to(self.device)
-        if self.inner.config._attn_implementation == "eager":  # it adds it
-            dtype = self.inner.dtype
-            mask = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+        positions = len(self.prompt) + tree.depths[index]
         found = self._run(
             tree.tokens[index][None].to(self.device),
             {
-                "attention_mask": mask,
-                "position_ids": (len(self.prompt) + tree.depths[index])[None].to(self.device),
+                "attention_mask": self._mask(index, tree.past[index], positions),
+                "position_ids": positions[None].to(self.device),
             },
         )
         self.cache.crop(-len(nodes))
-        if self.inner not in _CHECKED:
+        length = len(self.prompt) + len(nodes)
+        if length > _CHECKED.get(self.inner, 0):
             self._check(found[-1], tree.tokens[tree.path(nodes[-1])].tolist())
-            _CHECKED.add(self.inner)
+            _CHECKED[self.inner] = length
         return found
+
+    def _mask(self, index: Tensor, past: Tensor, positions: Tensor) -> Any:
+        """`[1, 1, n, P + n]`: a node sees the prompt and those above it, within its window; by
+        kind of layer, where windows differ."""
+        above = (index <= index[:, None]) & (index[:, None] < past)
+        seen = torch.cat((above.new_ones(len(index), len(self.prompt)), above), 1)
+        distance = positions[:, None] - torch.cat((torch.arange(len(self.prompt)), positions))
+
+        def of(window: int | None) -> Tensor:
+            mask = seen if window is None else seen & (distance < window)
+            mask = mask[None, None].to(self.device)
+            if self.inner.config._attn_implementation == "eager":  # it adds it
+                least = torch.finfo(self.inner.dtype).min
+                mask = torch.zeros_like(mask, dtype=self.inner.dtype).masked_fill(~mask, least)
+            return mask
+
+        if len({*self.windows.values()}) == 1:
+            return of(next(iter(self.windows.values())))
+        return {kind: of(window) for kind, window in self.windows.items()}
 
     def _check(self, packed: Tensor, tokens: list[int]) -> None:
         """That a node has among others what it has alone: none is scored wrong in silence."""
