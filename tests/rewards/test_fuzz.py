@@ -14,7 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from texts import large_texts, random_texts
 
-from logpi.rewards import MajorityVote, Reward, SelfSearch, equivalent, information_mask
+from logpi.rewards import (
+    EventExtraction,
+    MajorityVote,
+    Reward,
+    SelfSearch,
+    equivalent,
+    information_mask,
+    parse_events,
+)
 from logpi.rewards.information import RealSearch, query_spans
 
 GROUP = 8
@@ -29,7 +37,15 @@ def _search(texts: list[str]) -> list[float]:
     return SelfSearch()(texts, answer=[[text, "x"] for text in texts])
 
 
-REWARDS = {"majority_vote": _vote(symbolic_seconds=0), "self_search": _search}
+def _extraction(texts: list[str]) -> list[float]:
+    return EventExtraction()(texts, events=[parse_events(text) or [] for text in texts])
+
+
+REWARDS = {
+    "majority_vote": _vote(symbolic_seconds=0),
+    "self_search": _search,
+    "event_extraction": _extraction,
+}
 
 
 @pytest.mark.parametrize("name", REWARDS)
@@ -74,6 +90,7 @@ def test_any_text(texts: list[str]) -> None:
     for reward in (MajorityVote(group_size=1, symbolic_seconds=0), SelfSearch()):
         assert isinstance(reward, Reward)
         assert len(reward(texts, answer=texts)) == len(texts)
+    assert len(_extraction(texts)) == len(texts)
     assert len(information_mask(texts)) == len(texts)
     text = "".join(texts)
     grounded = RealSearch(lambda query, top_k: [query] * top_k).ground(text)

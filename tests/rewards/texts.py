@@ -14,7 +14,10 @@ PARTS = [
     "1,000", "'", '"',
     "import os", "__", "lambda: 0", "1" * 50, "a" * 40, "\\begin{pmatrix}1&2\\end{pmatrix}", "NaN",
     "inf", "\\infty", "\\int_0^1", "\\sum_{i=1}^{n}", "^", "_", "!", "|", "~", ";", "**",
-    "12 inches",
+    "12 inches", "```json\n", "```", '[{"trigger": "a", ', '"type": "B", ', '"type": 3}', "}, {",
+    ":", "null", '"arguments": [{"text": "c", "role": "d"}]}', '{"events": [', "[[1, 2]]",
+    '"a": "\\', '{"trigger": [0, 3], "event_type": "\\ud800", "args": {"e": ["f", [1, 4]]}}',
+    "-Infinity", "1" * 5000,
 ]  # fmt: skip
 
 
@@ -36,7 +39,8 @@ def random_texts(count: int, seed: int) -> Iterator[str]:
 def large_texts(size: int) -> dict[str, str]:
     """One part over and over, and nestings: what makes a careless pattern quadratic."""
     texts = {f"{part!r:.16} repeated": part * (size // len(part)) for part in PARTS}
-    for opening, closing in (("{", "}"), ("\\boxed{", "}"), ("(", ")"), ("<think>", "</think>")):
+    for opening, closing in (("{", "}"), ("\\boxed{", "}"), ("(", ")"), ("<think>", "</think>"),
+                             ("[", "]"), ('{"a":', "}"), ('[{"arguments":', "}]")):  # fmt: skip
         depth = size // (len(opening) + len(closing))
         texts[f"{opening} nested"] = opening * depth + "5" + closing * depth
     texts["block after block"] = "<search>a</search><information>b</information>" * (size // 48)
