@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tiny import save_tiny
 
-from logpi.rewards import MajorityVote, SelfSearch
+from logpi.rewards import EventExtraction, MajorityVote, SelfSearch
 
 pytestmark = [
     pytest.mark.frameworks,
@@ -27,7 +27,7 @@ def test_grpo_trains_on_votes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     vote = MajorityVote(num_votes=4, extract=lambda text: text[:1], symbolic_seconds=0)
     trainer = GRPOTrainer(
         model=str(tmp_path / "tiny"),
-        reward_funcs=[vote, SelfSearch()],
+        reward_funcs=[vote, SelfSearch(), EventExtraction()],
         args=GRPOConfig(
             output_dir=str(tmp_path / "log"),
             max_steps=1,
@@ -43,7 +43,7 @@ def test_grpo_trains_on_votes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             disable_tqdm=True,
         ),
         train_dataset=Dataset.from_list(
-            [{"prompt": f"{i}+{i}=", "answer": str(2 * i)} for i in range(4)]
+            [{"prompt": f"{i}+{i}=", "answer": str(2 * i), "events": "[]"} for i in range(4)]
         ),
         processing_class=PreTrainedTokenizerFast.from_pretrained(tmp_path / "tiny"),
     )
@@ -54,3 +54,5 @@ def test_grpo_trains_on_votes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert log["majority_vote/majority_ratio"] >= 1 / 4
     assert 0 <= log["majority_vote/label_accuracy"] <= 1
     assert log["rewards/self_search/mean"] == 0
+    assert log["rewards/event_extraction/mean"] == 0  # no JSON
+    assert log["event_extraction/tc"] == 1  # but nothing was to be found
