@@ -192,6 +192,7 @@ A, B = Event("a", "X"), Event("b", "Y")
         (f"[{ONE}, {TWO[:-1]}", [A]),
         (f"[{ONE}, oops {TWO}]", [A, B]),  # broken at one place
         (f'[{ONE}, {{"trigger": "x, "type": "Y"}},\n{TWO}]', [A, B]),
+        (f'[{{"trigger": "x\n{TWO}]', [B]),  # a string ends with its line
         (f"[{ONE},]", [A]),
         (f'5" of [{ONE}]', [A]),
         (f"{{ note [{ONE}]", [A]),
@@ -271,7 +272,7 @@ def test_a_million_brackets_take_no_time(part: str) -> None:
 # ---- what the caller gets wrong -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("gold", [None, 3, "no JSON", {"trigger": "a"}, [{"triger": "a"}], ["a"]])
+@pytest.mark.parametrize("gold", [None, 3, "no JSON", {"trigger": "a"}, [{"verb": "a"}], ["a"]])
 def test_a_target_that_cannot_be_read_is_named(gold: Any) -> None:
     with pytest.raises(ValueError, match=r"events\[1\]: expected .*, got"):
         EventExtraction()(["[]", "[]"], events=[[], gold])
