@@ -21,6 +21,7 @@ from statsmodels.stats.multitest import multipletests
 
 from logpi.rewards.hypothesis import Hypothesis, Table, Untestable, judge, run_test
 from logpi.rewards.hypothesis import statistics as ours
+from logpi.rewards.hypothesis.judge import one_sided
 
 TABLE = cohort(3, rows=80, effect=0.4)
 TREATED = TABLE.classes["arm"] == "treated"
@@ -72,6 +73,45 @@ def test_fisher() -> None:
     assert _close(found.estimate, stats.contingency.odds_ratio(counts).statistic)
     assert _close(abs(found.effect), stats.contingency.association(counts, method="cramer"))
     assert (found.effect > 0) == (found.statistic > 1)
+
+
+@pytest.mark.parametrize(("first", "second"), [(5, 12), (8, 25), (20, 30)])
+def test_fisher_is_exact_on_both_sides(first: int, second: int) -> None:
+    """Over every table of these margins: p ≤ x has a probability of at most x, if nothing is there.
+
+    Half of a two-sided p has not: where the other tail holds no table as rare, it is too small.
+    """
+    overlaps = np.arange(min(first, second) + 1)
+    chances = stats.hypergeom(60, first, second).pmf(overlaps)
+    sides: dict[str, list[float]] = {"two": [], "+": [], "-": []}
+    for overlap in overlaps:
+        a, b = np.arange(60) < first, np.arange(60) >= first - overlap
+        b &= np.arange(60) < first - overlap + second
+        table = Table({}, {"a": np.where(a, "yes", "no"), "b": np.where(b, "yes", "no")}, {})
+        found = run_test(table, Hypothesis("a=yes", "occurs_with", "b=yes", "+", "fisher"))
+        sides["two"].append(found.p)
+        sides["+"].append(one_sided(found, 1))
+        sides["-"].append(one_sided(found, -1))
+    for side in sides.values():
+        for p in side:
+            assert chances[np.array(side) <= p * (1 + 1e-9)].sum() <= p * (1 + 1e-9)
+
+
+def test_one_sided_is_half_where_the_statistic_is_symmetric() -> None:
+    for a, relation, b, test in (
+        ("g0", "differs_by", "arm", "t"), ("g0", "differs_by", "arm", "rank_sum"),
+        ("g2", "correlates_with", "g3", "pearson"), ("g2", "correlates_with", "g3", "spearman"),
+        ("g4", "predicts_hazard_of", "death", "cox"),
+        ("arm", "predicts_hazard_of", "death", "log_rank"),
+    ):  # fmt: skip
+        found = _result(a, relation, b, test)
+        assert found.p_one_sided == found.p / 2
+        sign = 1 if found.effect > 0 else -1
+        assert one_sided(found, sign) == found.p / 2
+        assert one_sided(found, -sign) == 1
+    greater = stats.ttest_ind(G["g0"][TREATED], G["g0"][~TREATED], equal_var=False,
+                              alternative="greater")  # fmt: skip
+    assert _close(_result("g0", "differs_by", "arm", "t").p_one_sided, greater.pvalue)
 
 
 def test_cox() -> None:
@@ -137,10 +177,11 @@ def test_permutation(pair: tuple[str, str, str], monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(stats, "permutation_test", recording)
     ours._remembered.cache_clear()
     found = _result(*pair, "permutation")
-    observed = abs(found.statistic)
     null = np.concatenate([np.ravel(values) for values in drawn if np.size(values) > 1])
+    observed, sign = abs(found.statistic) * (1 - 1e-12), np.sign(found.effect)
     assert len(null) == ours.RESAMPLES == 999
-    assert _close(found.p, (np.sum(null >= observed * (1 - 1e-12)) + 1) / (999 + 1))
+    assert _close(found.p, (np.sum(np.abs(null) >= observed) + 1) / (999 + 1))
+    assert _close(found.p_one_sided, (np.sum(sign * null >= observed) + 1) / (999 + 1))
     wanted = stats.pearsonr(G[pair[0]], TREATED if pair[2] == "arm" else G[pair[2]])
     assert _close(found.effect, wanted.statistic)
     ours._remembered.cache_clear()

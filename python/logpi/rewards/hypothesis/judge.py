@@ -121,8 +121,8 @@ def _replications(judged: list[Verdict], held_out: Table | None, fdr: float) -> 
 
 
 def one_sided(result: Result, sign: int) -> float:
-    """p in the direction that was claimed."""
-    return result.p / 2 if result.effect * sign > 0 else 1 - result.p / 2
+    """p in the direction that was claimed; 1, no less than it, where the effect has the other."""
+    return result.p_one_sided if result.effect * sign > 0 else 1.0
 
 
 def _firsts(judged: list[Verdict]) -> list[Verdict]:

@@ -33,6 +33,7 @@ class Result(NamedTuple):
 
     Attributes:
         p: two-sided.
+        p_one_sided: in the direction of the effect.
         effect: in [-1, 1], its sign that of "+": the point-biserial correlation (t, permutation of
             a class), rank-biserial (rank_sum), r (pearson, permutation), rho (spearman), phi
             (fisher), (HR - 1) / (HR + 1) (cox, log_rank).
@@ -44,6 +45,7 @@ class Result(NamedTuple):
     """
 
     p: float
+    p_one_sided: float
     effect: float
     estimate: float
     low: float
@@ -127,7 +129,8 @@ def _t(number: Floats, holds: Bools) -> Result:
     low, high = found.confidence_interval(CONFIDENCE)
     difference = float(number[holds].mean() - number[~holds].mean())
     effect = t / math.sqrt(t * t + freedom) if math.isfinite(t) else math.nan
-    return Result(float(found.pvalue), effect, difference, float(low), float(high),
+    p = float(found.pvalue)
+    return Result(p, p / 2, effect, difference, float(low), float(high),
                   "difference of means", len(number), t)  # fmt: skip
 
 
@@ -136,40 +139,46 @@ def _rank_sum(number: Floats, holds: Bools) -> Result:
     found: Any = stats.mannwhitneyu(number[holds], number[~holds])
     pairs = int(holds.sum()) * int((~holds).sum())
     effect = 2 * float(found.statistic) / pairs - 1
-    return Result(float(found.pvalue), effect, effect, math.nan, math.nan,
+    p = float(found.pvalue)
+    return Result(p, p / 2, effect, effect, math.nan, math.nan,
                   "rank-biserial correlation", len(number), float(found.statistic))  # fmt: skip
 
 
 def _pearson(a: Floats, b: Floats) -> Result:
     found: Any = stats.pearsonr(a, b)
     low, high = found.confidence_interval(CONFIDENCE)
-    r = float(found.statistic)
-    return Result(float(found.pvalue), r, r, float(low), float(high), "correlation", len(a), r)
+    r, p = float(found.statistic), float(found.pvalue)
+    return Result(p, p / 2, r, r, float(low), float(high), "correlation", len(a), r)
 
 
 def _spearman(a: Floats, b: Floats) -> Result:
     found: Any = stats.spearmanr(a, b)
-    rho = float(found.statistic)
-    return Result(
-        float(found.pvalue), rho, rho, math.nan, math.nan, "rank correlation", len(a), rho
-    )
+    rho, p = float(found.statistic), float(found.pvalue)
+    return Result(p, p / 2, rho, rho, math.nan, math.nan, "rank correlation", len(a), rho)
 
 
 def _permutation(a: Floats, b: Floats | Bools) -> Result:
-    """p = (b + 1) / (m + 1) of |r| (Phipson and Smyth 2010): never 0, and valid for any m."""
+    """p = (b + 1) / (m + 1) (Phipson and Smyth 2010): never 0, and valid for any m.
+
+    Two-sided of |r|; one-sided of r: half of the former is no p where the draws are skewed.
+    """
     x, y = _centred(_varied("entity_a", a)), _centred(b.astype(np.float64))
+    r = float(x @ y)
     found: Any = stats.permutation_test(
         (x,),
-        lambda drawn, axis: np.abs(np.sum(drawn * y, axis=axis)),
+        lambda drawn, axis: np.sum(drawn * y, axis=axis),
         permutation_type="pairings",
         vectorized=True,
         n_resamples=RESAMPLES,
         batch=max(1, 4_000_000 // len(x)),
-        alternative="greater",
+        alternative="greater" if r > 0 else "less",
         rng=np.random.default_rng(0),
     )
-    r = float(x @ y)
-    return Result(float(found.pvalue), r, r, math.nan, math.nan, "correlation", len(x), r)
+    as_far = np.abs(found.null_distribution) >= abs(r) * (
+        1 - 1e-12
+    )  # one of them is up to rounding
+    p = (int(as_far.sum()) + 1) / (RESAMPLES + 1)
+    return Result(p, float(found.pvalue), r, r, math.nan, math.nan, "correlation", len(x), r)
 
 
 def _fisher(first: Bools, second: Bools) -> Result:
@@ -179,8 +188,10 @@ def _fisher(first: Bools, second: Bools) -> Result:
     ratio: Any = stats.contingency.odds_ratio(counts)
     low, high = ratio.confidence_interval(CONFIDENCE)
     phi = float(np.corrcoef(first, second)[0, 1])
-    return Result(float(found.pvalue), phi, float(ratio.statistic), float(low), float(high),
-                  "odds ratio", len(first), float(found.statistic))  # fmt: skip
+    # one tail may hold all of the two-sided p: half of that would be too small
+    tail: Any = stats.fisher_exact(counts, alternative="greater" if phi > 0 else "less")
+    return Result(float(found.pvalue), float(tail.pvalue), phi, float(ratio.statistic), float(low),
+                  float(high), "odds ratio", len(first), float(found.statistic))  # fmt: skip
 
 
 def _survival(table: Table, h: Hypothesis, keep: Bools) -> Result:
@@ -212,8 +223,8 @@ def _survival(table: Table, h: Hypothesis, keep: Bools) -> Result:
     else:
         statistic = float(survdiff(time, event, x)[0])
         p = float(stats.chi2.sf(statistic, 1))  # survdiff's own is 1 - cdf: 0 below 1e-16
-    return Result(p, math.tanh(log_ratio / 2), math.exp(log_ratio), math.exp(low), math.exp(high),
-                  "hazard ratio", len(time), statistic)  # fmt: skip
+    return Result(p, p / 2, math.tanh(log_ratio / 2), math.exp(log_ratio), math.exp(low),
+                  math.exp(high), "hazard ratio", len(time), statistic)  # fmt: skip
 
 
 # ---- columns ------------------------------------------------------------------------------------
