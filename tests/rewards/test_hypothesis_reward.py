@@ -7,8 +7,6 @@ import math
 import pickle
 import random
 import time
-from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +16,7 @@ pytest.importorskip("scipy")
 pytest.importorskip("statsmodels")
 pytest.importorskip("networkx")
 
-from made_cohorts import GENES, PLANTED, cohort, fishing
+from made_cohorts import PLANTED, cohort, fishing
 from texts import large_texts, random_texts
 
 from logpi.rewards.hypothesis import (
@@ -135,57 +133,6 @@ def test_a_batch_is_one_family() -> None:
     alone = HypothesisReward(table)([claim, *rest])
     together = HypothesisReward(table, family="batch")([claim, *rest])
     assert alone[0] > 0 > together[0]
-
-
-@pytest.mark.parametrize("runs", [10, pytest.param(240, marks=pytest.mark.slow)])
-def test_noise_is_accepted_as_seldom_as_stated(
-    runs: int, record_property: Callable[[str, object], None]
-) -> None:
-    """28 tests a run on a table of noise, where any accepted hypothesis is a false one.
-
-    A sign claimed blindly is wrong half the time. If the sign is taken from the data itself, the
-    share is that of Benjamini-Hochberg: fdr, up to the error of so many runs.
-    """
-    fdr = 0.1
-    tests = [Hypothesis(g, "differs_by", "arm", "+", "t") for g in GENES]
-    tests += [Hypothesis(g, "predicts_hazard_of", "death", "+", "cox") for g in GENES[:4]]
-    tests += [Hypothesis(a, "correlates_with", b, "+", "spearman")
-              for a, b in zip(GENES, GENES[1:] + GENES[:1], strict=True)]  # fmt: skip
-    blind, peeked = [], []
-    for run in range(runs):
-        table = cohort(1_000 + run, rows=100)
-        signed = [h if run_test(table, h).effect > 0 else replace(h, direction="-") for h in tests]
-        blind.append(any(v.accepted for v in judge(tests, table, fdr=fdr)))
-        peeked.append(any(v.accepted for v in judge(signed, table, fdr=fdr)))
-    record_property("blind", float(np.mean(blind)))
-    record_property("peeked", float(np.mean(peeked)))
-    error = 3 * math.sqrt(fdr * (1 - fdr) / runs)
-    assert np.mean(peeked) <= fdr + error
-    assert np.mean(blind) <= (fdr if runs >= 200 else fdr + error)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("effect", "least"), [(0.3, 0.1), (0.5, 0.5), (0.8, 0.9)])
-def test_power_on_planted_effects(
-    effect: float, least: float, record_property: Callable[[str, object], None]
-) -> None:
-    """Four true claims among 12 that are not; what share of the true is accepted, replicated?"""
-    true = read(json.dumps(PLANTED)).hypotheses
-    false = [Hypothesis(g, "differs_by", "site=a", d, "t") for g in GENES[:6] for d in "+-"]
-    accepted = replicated = wrong = total = 0
-    for run in range(60):
-        table, other = cohort(run, effect=effect), cohort(9_000 + run, effect=effect)
-        verdicts = judge([*true, *false], table, held_out=other)
-        accepted += sum(v.accepted for v in verdicts[:4])
-        replicated += sum(v.replicated for v in verdicts[:4])
-        wrong += sum(v.accepted for v in verdicts[4:])
-        total += 4
-    share = wrong / max(accepted + wrong, 1)
-    record_property("power", float(accepted / total))
-    record_property("replicated", float(replicated / total))
-    record_property("false", float(share))
-    assert accepted / total >= least
-    assert share <= 0.05
 
 
 def test_a_reward_and_a_table_are_values() -> None:
