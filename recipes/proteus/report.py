@@ -5,18 +5,20 @@ from __future__ import annotations
 import base64
 import io
 import math
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import matplotlib as mpl
-import networkx as nx
+import numpy as np
 from system import STUDIES
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 INK, BLUE, ORANGE, GREY = "#222222", "#2166ac", "#d6604d", "#b0b0b0"
+FOREST = 60  # hypotheses in the forest plot, at the most
 
 
 def counts(graph: Any) -> dict[str, int]:
@@ -43,16 +45,20 @@ def write(graphs: dict[str, Any], folder: Path, fdr: float) -> Path:
             plt.close(figure)
         rows = [{"id": n, **d} for n, d in graph.nodes(data=True) if d["kind"] == "hypothesis"]
         rows.sort(key=lambda row: (-row["replicated"], -row["accepted"], row["q"]))
+        found = counts(graph)
         directions = [{"id": n, **d} for n, d in graph.nodes(data=True) if d["kind"] == "direction"]
         refused = [d["why"] for _, d in graph.nodes(data=True) if d["kind"] == "refused"]
-        studies.append({"name": name, "study": STUDIES[name], "counts": counts(graph),
+        studies.append({"name": name, "study": STUDIES[name], "counts": found,
                         "pictures": pictures, "rows": rows, "directions": directions,
-                        "refused": refused})  # fmt: skip
+                        "refused": refused, "cohorts": graph.graph["cohorts"],
+                        "best": [claim(row) for row in rows if row["replicated"]][:8],
+                        "shown": min(found["accepted"], FOREST)})  # fmt: skip
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters.update(short=_short, interval=_interval, code=_code, claim=claim)
     path = folder / "report.html"
     page = environment.from_string((Path(__file__).with_name("report.html.j2")).read_text())
-    path.write_text(page.render(studies=studies, fdr=fdr), encoding="utf-8")
+    told = {name: version(name) for name in ("logpi", "scipy", "statsmodels", "SurvSet")}
+    path.write_text(page.render(studies=studies, fdr=fdr, versions=told), encoding="utf-8")
     return path
 
 
@@ -60,13 +66,15 @@ def write(graphs: dict[str, Any], folder: Path, fdr: float) -> Path:
 
 
 def forest(graph: Any, study: Any) -> Any:
-    """Accepted hypotheses, best first: effect and interval in both cohorts, by scale."""
+    """Accepted hypotheses by outcome, smallest q first: estimate and interval in both cohorts."""
     rows = [d for _, d in graph.nodes(data=True) if d["kind"] == "hypothesis" and d["accepted"]]
+    rows = sorted(rows, key=lambda row: row["q"])[:FOREST]
+    rows.sort(key=lambda row: (row["hypothesis"]["entity_b"], row["hypothesis"]["group"]))
     scales = sorted({row["discovery"]["scale"] for row in rows}) or ["hazard ratio"]
-    by_scale = [[r for r in rows if r["discovery"]["scale"] == scale][:14] for scale in scales]
+    by_scale = [[r for r in rows if r["discovery"]["scale"] == scale] for scale in scales]
     tallest = max(4, *map(len, by_scale))
     figure, axes = plt.subplots(1, len(scales), squeeze=False,
-                                figsize=(6.4 * len(scales), 0.36 * tallest + 1.4))  # fmt: skip
+                                figsize=(6.4 * len(scales), 0.32 * tallest + 1.4))  # fmt: skip
     for axis, scale, chosen in zip(axes[0], scales, by_scale, strict=True):
         for y, row in enumerate(chosen):
             for shift, key, color in ((-0.13, "discovery", BLUE), (0.13, "held_out", ORANGE)):
@@ -83,11 +91,12 @@ def forest(graph: Any, study: Any) -> Any:
             axis.xaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%.2g"))
             axis.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
             low, high = axis.get_xlim()
-            ticks = [t for t in (0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10) if low <= t <= high]
+            ticks = [t for t in (0.1, 0.25, 0.5, 1, 2, 4, 8, 16) if low <= t <= high]
             axis.set_xticks(ticks)
         axis.set_yticks(range(len(chosen)), [claim(row) for row in chosen], fontsize=8)
         axis.set_ylim(max(len(chosen), 1) - 0.4, -0.6)
-        axis.set_xlabel(scale + (", 95 % interval" if scale != "rank-biserial correlation" else ""))
+        known = any(row["discovery"]["low"] is not None for row in chosen)
+        axis.set_xlabel(f"{scale}, {'95 % interval' if known else 'no interval known'}")
         axis.spines[["top", "right"]].set_visible(False)
     for color, label, fill in ((BLUE, study.discovery, BLUE), (ORANGE, study.held_out, ORANGE),
                                (ORANGE, "not replicated", "white")):  # fmt: skip
@@ -108,7 +117,7 @@ def volcano(graph: Any, study: Any) -> Any:
                 if graph.nodes[result]["kind"] == "result":
                     behind[result] = data["replicated"]
     for color, label, chosen in (
-        (GREY, f"all {len(results)} tests", [d for n, d in results if n not in behind]),
+        (GREY, f"the rest of {len(results)} tests", [d for n, d in results if n not in behind]),
         (BLUE, "accepted", [d for n, d in results if behind.get(n) is False]),
         (ORANGE, "accepted and replicated", [d for n, d in results if behind.get(n)]),
     ):
@@ -117,64 +126,84 @@ def volcano(graph: Any, study: Any) -> Any:
     told = sorted((graph.nodes[n] for n in behind), key=lambda d: d["p"])
     names: set[str] = set()
     near: list[tuple[float, float]] = []
-    top = max([_log(d["p"]) for _, d in results], default=1.0)
+    top = math.sqrt(max([_log(d["p"]) for _, d in results], default=1.0))
+    wide = 2 * max([abs(d["effect"]) for _, d in results], default=1.0)
     for data in told:
         entity = data["hypothesis"]["entity_a"]
         x, y = data["effect"], _log(data["p"])
-        free = all(abs(x - a) > 0.15 or abs(y - b) > 0.03 * top for a, b in near)
+        free = all(abs(x - a) > 0.25 * wide or abs(y**0.5 - b**0.5) > 0.05 * top for a, b in near)
         if entity not in names and free and len(names) < 14:
             near.append((x, y))
-            axis.annotate(entity, (data["effect"], _log(data["p"])), fontsize=7, color=INK,
-                          xytext=(4, 2), textcoords="offset points")  # fmt: skip
+            label = f"{entity}, {data['hypothesis']['entity_b']}"
+            axis.annotate(label, (x, y), fontsize=7, color=INK, ha="left" if x > 0 else "right",
+                          va="center", xytext=(5 if x > 0 else -5, 0),
+                          textcoords="offset points")  # fmt: skip
             names.add(entity)
-    axis.set_xlabel("effect in [−1, 1]")
-    axis.set_ylabel("−log₁₀ p")
+    axis.margins(x=0.4)
+    axis.set_yscale("function", functions=(lambda y: np.sqrt(np.maximum(y, 0)), np.square))
+    axis.set_ylim(0, 1.1 * top**2)
+    axis.set_xlabel("effect in [−1, 1], its sign that of “more”")
+    axis.set_ylabel("−log₁₀ p (scale: its root)")
     axis.legend(frameon=False, fontsize=8)
     axis.spines[["top", "right"]].set_visible(False)
     return figure
 
 
 def network(graph: Any, study: Any) -> Any:
-    """What leads to what: directions, tools, accepted hypotheses and their entities; no results."""
-    kept = {n for n, d in graph.nodes(data=True) if d["kind"] in ("direction", "tool")}
-    kept |= {n for n, d in graph.nodes(data=True) if d["kind"] == "hypothesis" and d["accepted"]}
-    shown: Any = nx.DiGraph()
-    shown.add_nodes_from(kept)
-    for name in sorted(kept):
-        data = graph.nodes[name]
-        for before in graph.predecessors(name):
-            kind = graph.nodes[before]["kind"]
-            if kind == "result":  # stands for the direction that it came from
-                for source in graph.predecessors(before):
-                    if graph.nodes[source]["kind"] == "direction":
-                        shown.add_edge(source, name)
-            elif kind in ("direction", "tool") or data["kind"] == "hypothesis":
-                shown.add_edge(before, name)
-    layers = {"direction": 0, "tool": 1, "entity": 2, "hypothesis": 3}
-    colors = {"direction": "#8da0cb", "tool": GREY, "entity": "#66c2a5", "hypothesis": BLUE}
-    places, labels = {}, {}
-    for kind, layer in layers.items():
-        ones = [n for n in shown if graph.nodes[n]["kind"] == kind]
-        for i, name in enumerate(sorted(ones)):
-            places[name] = (layer, -(i + 0.5) / len(ones))
-            labels[name] = {"direction": lambda d: d["question"],
-                            "hypothesis": claim}.get(kind, lambda d, n=name: n)(
-                                graph.nodes[name])  # fmt: skip
-    most = max(8, sum(graph.nodes[n]["kind"] == "hypothesis" for n in shown))
-    figure, axis = plt.subplots(figsize=(13, 0.24 * most + 1.2))
-    nx.draw_networkx_edges(shown, places, ax=axis, edge_color="#cccccc", width=0.6, arrows=False)
-    for kind in layers:
-        ones = [n for n in shown if graph.nodes[n]["kind"] == kind]
-        shades = [ORANGE if graph.nodes[n].get("replicated") else colors[kind] for n in ones]
-        nx.draw_networkx_nodes(shown, places, ones, ax=axis, node_size=40, node_color=shades)
+    """From directions to accepted hypotheses to what they are about; results are left out.
+
+    Hypotheses stand beside the direction they came from, entities near their hypotheses.
+    """
+    nodes = graph.nodes
+    accepted = [n for n, d in nodes(data=True) if d["kind"] == "hypothesis" and d["accepted"]]
+    directions = [n for n, d in nodes(data=True) if d["kind"] == "direction"]
+    source = {}
+    for name in accepted:
+        behind = [r for r in graph.predecessors(name) if nodes[r]["kind"] == "result"]
+        from_ = [
+            d for r in behind for d in graph.predecessors(r) if nodes[d]["kind"] == "direction"
+        ]
+        source[name] = from_[0] if from_ else ""  # a model may propose what no direction tried
+    accepted.sort(key=lambda n: ([*directions, ""].index(source[n]), nodes[n]["q"]))
+    level = {name: -(i + 0.5) / len(accepted) for i, name in enumerate(accepted)}
+    about: dict[str, list[str]] = {}
+    for name in accepted:
+        about.setdefault(nodes[name]["hypothesis"]["entity_a"].partition("=")[0], []).append(name)
+    entities = sorted(about, key=lambda e: -sum(level[n] for n in about[e]) / len(about[e]))
+    places = {n: (1.0, y) for n, y in level.items()}
+    end = 1.06 + 0.023 * max((len(claim(nodes[name])) for name in accepted), default=20)
+    for x, column in ((0.0, directions), (end + 0.4, entities)):
+        places |= {n: (x, -(i + 0.5) / len(column)) for i, n in enumerate(column)}
+    figure, axis = plt.subplots(figsize=(3.13 * (end + 1.6), 0.24 * max(8, len(accepted)) + 1.2))
+    for name in accepted:
+        color, width = (ORANGE, 0.9) if nodes[name]["replicated"] else (GREY, 0.6)
+        entity = nodes[name]["hypothesis"]["entity_a"].partition("=")[0]
+        for a, b, from_x, to_x in ((source[name], name, 0.0, 1.0), (name, entity, end, end + 0.4)):
+            if a in places:
+                axis.plot([from_x, to_x], [places[a][1], places[b][1]], color=color, lw=width,
+                          zorder=0)  # fmt: skip
     for name, (x, y) in places.items():
-        side = "right" if graph.nodes[name]["kind"] == "direction" else "left"
-        axis.annotate(labels[name], (x, y), fontsize=7, ha=side, va="center", color=INK,
-                      xytext=(-6 if side == "right" else 6, 0),
-                      textcoords="offset points")  # fmt: skip
-    for title, x in (("directions", 0), ("tools", 1), ("entities", 2), ("hypotheses", 3)):
+        node, left = nodes[name], x == 0
+        if node["kind"] == "direction":
+            label, color = f"{node['question'][:60]} ({node['test']})", "#8da0cb"
+        elif node["kind"] == "hypothesis":
+            label, color = claim(node), ORANGE if node["replicated"] else BLUE
+        else:
+            label, color = f"{name} ({len(about[name])})", "#66c2a5"
+        axis.plot(x, y, "o", color=color, ms=5)
+        axis.annotate(
+            label,
+            (x, y),
+            fontsize=7.5,
+            ha="right" if left else "left",
+            va="center",
+            color=INK,
+            xytext=(-6 if left else 6, 0),
+            textcoords="offset points",
+        )
+    for title, x in (("directions (test)", 0), ("accepted hypotheses", 1), ("about", end + 0.4)):
         axis.annotate(title, (x, 0.03), fontsize=9, ha="center", weight="bold")
-    axis.set_xlim(-1.3, 4.2)
+    axis.set_xlim(-0.9, end + 0.7)
     axis.set_ylim(-1.02, 0.07)
     axis.axis("off")
     return figure
@@ -201,9 +230,11 @@ def _code(row: dict[str, Any], cohort: str) -> str:
     return f"run_test(load({cohort!r}), Hypothesis({told}, {tuple(h['group'])!r}))"
 
 
-def _short(value: float | None) -> str:
+def _short(value: float | None, probability: bool = False) -> str:
     if value is None:
         return "–"
+    if value == 0 and probability:
+        return "< 1e-300"  # below what a float64 holds
     return f"{value:.1e}" if value and abs(value) < 1e-3 else f"{value:.3g}"
 
 
@@ -211,8 +242,8 @@ def _interval(one: dict[str, Any] | None) -> str:
     if one is None:
         return "–"
     if one["low"] is None:
-        return f"{one['estimate']:.2f}"
-    return f"{one['estimate']:.2f} [{one['low']:.2f}, {one['high']:.2f}]"
+        return f"{one['estimate']:.2f}".replace("-", "−")
+    return f"{one['estimate']:.2f} [{one['low']:.2f}, {one['high']:.2f}]".replace("-", "−")
 
 
 def _log(p: float) -> float:

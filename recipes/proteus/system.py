@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,10 @@ class System:
     def _exploration(self, number: int) -> None:
         table = self.table
         shared = load(self.study.held_out)
+        self.graph.graph["cohorts"] = {
+            name: {"rows": cohort.rows, "sha256": cohort.digest}
+            for name, cohort in ((self.study.discovery, table), (self.study.held_out, shared))
+        }
         spread = {
             name: float(np.nanstd(column))
             for name, column in table.numbers.items()
@@ -177,7 +182,9 @@ class System:
                 held_out_q=v.held_out_q, novelty=v.novelty, gain=reward.gain(v),
                 discovery=v.result and _numbers(v.result),
                 held_out=v.held_out and _numbers(v.held_out))  # fmt: skip
-        self.graph.graph["tests"] = len({json.dumps(h.as_json()) for h in earlier})
+        proposed = [v.hypothesis for v in verdicts if v.result]  # a model may go beyond the screen
+        made = {replace(h, direction="+") for h in (*earlier, *proposed)}
+        self.graph.graph["tests"] = len(made)
 
     # ---- what the stages share ------------------------------------------------------------------
 
@@ -202,6 +209,9 @@ class System:
 def replay(graph: Any, study: Study) -> int:
     """Computes every result of the graph again, from hypothesis and cohort; returns how many."""
     forget()  # or it would only be looked up
+    for cohort, told in graph.graph["cohorts"].items():
+        if load(cohort).digest != told["sha256"]:
+            raise ValueError(f"{cohort}: the cohort is not the one that the run had")
     count = 0
     for name, data in graph.nodes(data=True):
         found = [(data, study.discovery)] if data["kind"] == "result" else []

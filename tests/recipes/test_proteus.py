@@ -74,6 +74,32 @@ def test_every_number_is_computed_again(recipe: Any, whole: Any) -> None:
     changed.nodes["result-3"]["p"] = 0.5 * changed.nodes["result-3"]["p"]
     with pytest.raises(ValueError, match="result-3: the number is not what the code computes"):
         recipe.system.replay(changed, study)
+    other = whole.copy()
+    other.graph["cohorts"] = {"gse1992": {"rows": 124, "sha256": "0" * 64}}
+    with pytest.raises(ValueError, match="gse1992: the cohort is not the one that the run had"):
+        recipe.system.replay(other, study)
+
+
+def test_a_test_beyond_the_screen_is_counted(recipe: Any, tmp_path: Path) -> None:
+    """A model proposes what no direction tried, in both directions: one test more."""
+    beyond = {"entity_a": "ESR1", "relation": "correlates_with", "entity_b": "GATA3",
+              "direction": "+", "test": "spearman"}  # fmt: skip
+    untestable = {**beyond, "entity_b": "er"}
+
+    def plan(stage: str, prompt: str, facts: dict[str, Any]) -> str:
+        if stage == "directions":
+            return str(recipe.planner.scripted(stage, prompt, {**facts, "round": 1}))
+        return json.dumps([beyond, {**beyond, "direction": "-"}, untestable])
+
+    graph = _system(recipe, tmp_path, plan).run()
+    tests = {json.dumps(d["hypothesis"]) for _, d in graph.nodes(data=True)
+             if d["kind"] == "result"}  # fmt: skip
+    found = recipe.report.counts(graph)
+    assert (found["tests"], found["hypotheses"]) == (len(tests) + 1, 3)
+    assert [d["why_not"] != "" for _, d in graph.nodes(data=True) if d["kind"] == "hypothesis"] == [
+        False, False, True]  # fmt: skip
+    page = recipe.report.write({"expression": graph}, tmp_path, 0.05).read_text()
+    assert "ESR1 rises with GATA3" in page
 
 
 def test_the_report(recipe: Any, whole: Any, tmp_path: Path) -> None:
@@ -83,6 +109,8 @@ def test_the_report(recipe: Any, whole: Any, tmp_path: Path) -> None:
         if data["kind"] == "hypothesis":
             assert recipe.report.claim(data) in page
     assert "run_test(load(&#39;gse4335&#39;), Hypothesis(" in page
+    for cohort in whole.graph["cohorts"].values():
+        assert cohort["sha256"] in page
 
 
 def test_a_run_keeps_its_settings(recipe: Any, tmp_path: Path) -> None:
