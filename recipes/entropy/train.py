@@ -13,7 +13,7 @@ from typing import Any
 
 _HERE = Path(__file__).parent
 # Leave every number of one run as it is; FlowRL's run has its reward scale in its name.
-_NOT_THE_RUN = ("method", "seeds", "out", "reward_scale")
+_NOT_THE_RUN = ("method", "seeds", "out", "fresh", "reward_scale")
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -29,6 +29,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--task", choices=("countdown", "chain_sum"), default="countdown")
     add("--steps", type=int, default=60, help="generations; each has several updates")
     add("--out", type=Path, help="results folder (default: results/TASK beside this file)")
+    add("--fresh", action="store_true", help="delete what --out holds instead of going on with it")
 
     data = parser.add_argument_group("data")
     data.add_argument("--heldout", type=int, default=100, help="questions never trained on")
@@ -72,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[dict[str, Any]]]:
     args = arguments(argv)
     sys.path[:0] = [str(_HERE.parent / "reasoning_gym"), str(_HERE)]
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers is imported, below
+    import runs
     import side_by_side
     import transformers
     from tasks import Task
@@ -79,12 +81,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[dict[str, Any]]]:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    _go_on_or_refuse(args)
-    runs = _runs(args)
-    results: dict[str, list[dict[str, Any]]] = {name: [] for name in runs}
+    runs.go_on_or_refuse(args.out, _settings(args), fresh=args.fresh)
+    asked = _runs(args)
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in asked}
     for seed in args.seeds:
         task = None
-        for name, (method, reward_scale) in runs.items():
+        for name, (method, reward_scale) in asked.items():
             path = args.out / f"seed{seed}" / name / "metrics.json"
             if not path.exists():
                 if task is None:
@@ -97,16 +99,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[dict[str, Any]]]:
     print(side_by_side.table(results))
     print(f"results: {args.out}")
     return results
-
-
-def _go_on_or_refuse(args: argparse.Namespace) -> None:
-    """Makes the folder, or makes sure that what lies in it was run with the same settings."""
-    args.out.mkdir(parents=True, exist_ok=True)
-    path, asked = args.out / "settings.json", _settings(args)
-    if path.exists() and (found := json.loads(path.read_text())) != asked:
-        changed = [key for key in asked if asked[key] != found.get(key)]
-        sys.exit(f"{args.out} holds runs with another {', '.join(changed)}: choose another --out")
-    path.write_text(json.dumps(asked, indent=1) + "\n")
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -130,6 +122,7 @@ def _run(
     import grpo
     import methods
     import model as models
+    import runs
     from sampling import sampled
 
     warm = _warm_up(args, task, seed)
@@ -173,10 +166,8 @@ def _run(
         "seconds": sum(step["step_time"] for step in log),
         "steps": log,
     }
-    partial = path.with_suffix(".partial")
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    partial.write_text(json.dumps(metrics, indent=1) + "\n")
-    partial.rename(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    runs.write_json(metrics, path)
 
 
 def _warm_up(args: argparse.Namespace, task: Any, seed: int) -> Path:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -37,20 +35,15 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Runs what the command line asks for; returns the graphs by study."""
     args = arguments(argv)
-    if args.fresh:
-        shutil.rmtree(args.out, ignore_errors=True)
-    args.out.mkdir(parents=True, exist_ok=True)
-    asked = {k: v for k, v in vars(args).items() if k not in ("out", "fresh", "study")}
-    path = args.out / "settings.json"
-    if path.exists() and json.loads(path.read_text()) != asked:
-        sys.exit(f"{args.out} holds a run with other settings: --out or --fresh?")
-    path.write_text(json.dumps(asked, indent=1) + "\n")
-
+    sys.path.append(str(_HERE.parent / "reasoning_gym"))
     import planner
+    import runs
     import system
 
     import report
 
+    asked = {k: v for k, v in vars(args).items() if k not in ("out", "fresh", "study")}
+    runs.go_on_or_refuse(args.out, asked, fresh=args.fresh)
     plan = planner.scripted
     if args.planner.startswith("http"):
         plan = planner.endpoint(args.planner, args.model)

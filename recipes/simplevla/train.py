@@ -20,7 +20,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "temperature-1": {"temperature": 1.0},
     "none-of-the-three": {"dynamic_sampling": False, "clip_high": 0.2, "temperature": 1.0},
 }
-_NOT_THE_RUN = ("variant", "seeds", "out", "processes", "threads")
+_NOT_THE_RUN = ("variant", "seeds", "out", "fresh", "processes", "threads")
 # Starts by use: a seed of the simulator each, none in two of them.
 _HELD_OUT, _DEMONSTRATED, _TRAINED = 0, 1_000_000, 2_000_000
 
@@ -38,6 +38,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--seeds", nargs="+", type=int, default=[0], help="of weights, demonstrations and draws")
     add("--iterations", type=int, default=60, help="rollouts, each with several updates")
     add("--out", type=Path, default=_HERE / "results", help="results folder")
+    add("--fresh", action="store_true", help="delete what --out holds instead of going on with it")
     add("--processes", type=int, default=2, help="of simulators; 0: none but this one")
     add("--threads", type=int, default=2, help="of the policy")
 
@@ -73,12 +74,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[dict[str, Any]]]:
     args = arguments(argv)
     if args.max_steps % args.chunk_size:
         sys.exit(f"--max-steps: expected a multiple of --chunk-size, got {args.max_steps}")
-    _go_on_or_refuse(args)
-    sys.path.insert(0, str(_HERE))
+    sys.path[:0] = [str(_HERE), str(_HERE.parent / "reasoning_gym")]
+    import runs
     import summary
     import torch
     from simulator import Pool
 
+    runs.go_on_or_refuse(args.out, _settings(args), fresh=args.fresh)
     torch.set_num_threads(args.threads)
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in args.variant}
     with Pool(args.processes) as pool:
@@ -94,22 +96,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[dict[str, Any]]]:
     return results
 
 
-def _go_on_or_refuse(args: argparse.Namespace) -> None:
-    """Makes the folder, or makes sure that what lies in it was run with the same settings."""
-    args.out.mkdir(parents=True, exist_ok=True)
-    path, asked = args.out / "settings.json", _settings(args)
-    if path.exists() and (found := json.loads(path.read_text())) != asked:
-        changed = [key for key in asked if asked[key] != found.get(key)]
-        sys.exit(f"{args.out} holds runs with another {', '.join(changed)}: choose another --out")
-    path.write_text(json.dumps(asked, indent=1) + "\n")
-
-
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
     return {key: value for key, value in vars(args).items() if key not in _NOT_THE_RUN}
 
 
 def _run(args: argparse.Namespace, pool: Any, seed: int, variant: str, path: Path) -> None:
     import grpo
+    import runs
     import torch
 
     known = vars(args) | {"seed": seed, "dynamic_sampling": True} | VARIANTS[variant]
@@ -127,7 +120,8 @@ def _run(args: argparse.Namespace, pool: Any, seed: int, variant: str, path: Pat
         policy.load_state_dict(saved["policy"])
         optimizer.load_state_dict(saved["optimizer"])
         log, sampled = saved["log"], saved["sampled"]
-    with _Bar(f"seed {seed} {variant}", args.iterations, len(log)) as bar:
+    with runs.Bar(None, f"seed {seed} {variant}", args.iterations) as advance:
+        advance("", completed=len(log))
         for iteration in range(len(log), args.iterations):
             wall, cpu = time.perf_counter(), _cpu_seconds(pool)
             batch = grpo.collect(
@@ -155,7 +149,7 @@ def _run(args: argparse.Namespace, pool: Any, seed: int, variant: str, path: Pat
             if "heldout_success" in step:
                 saved = {"policy": policy.state_dict(), "optimizer": optimizer.state_dict()}
                 _save(saved | {"log": log, "sampled": sampled}, checkpoint)
-            bar.advance(_text(log, before["success"]))
+            advance(_text(log, before["success"]))
     metrics = {
         "variant": variant,
         "seed": seed,
@@ -168,9 +162,7 @@ def _run(args: argparse.Namespace, pool: Any, seed: int, variant: str, path: Pat
         "cpu_seconds": sum(step["cpu_seconds"] for step in log),
         "steps": log,
     }
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(metrics, indent=1) + "\n")
-    partial.rename(path)
+    runs.write_json(metrics, path)
 
 
 def _policy(args: argparse.Namespace) -> Any:
@@ -181,6 +173,7 @@ def _policy(args: argparse.Namespace) -> Any:
 
 def _cold_start(args: argparse.Namespace, pool: Any, policy: Any, seed: int) -> dict[str, Any]:
     """Puts into `policy` what all variants of a seed start from; returns its evaluation."""
+    import runs
     import torch
     from expert import demonstrate
     from imitation import imitate
@@ -203,7 +196,7 @@ def _cold_start(args: argparse.Namespace, pool: Any, policy: Any, seed: int) -> 
     )
     torch.manual_seed(seed)
     policy.load_state_dict(_policy(args).state_dict())  # drawn by this seed, whatever was before
-    with _Bar(f"seed {seed} imitation", args.imitation_steps) as bar:
+    with runs.Bar(None, f"seed {seed} imitation", args.imitation_steps) as advance:
         imitate(
             policy,
             shown,
@@ -211,7 +204,7 @@ def _cold_start(args: argparse.Namespace, pool: Any, policy: Any, seed: int) -> 
             batch_size=args.imitation_batch_size,
             learning_rate=args.imitation_learning_rate,
             seed=seed,
-            on_step=lambda loss: bar.advance(f"loss {loss:.2f}"),
+            on_step=lambda loss: advance(f"loss {loss:.2f}"),
         )
     times = {"seconds": time.perf_counter() - wall, "cpu_seconds": _cpu_seconds(pool) - cpu}
     before = _heldout(args, pool, policy) | times | {"demonstrated_steps": len(shown.states)}
@@ -252,29 +245,6 @@ def _text(log: list[dict[str, float]], before: float) -> str:
         f"{log[-1]['episodes']} episodes, {log[-1]['success']:.0%} succeed; "
         f"held-out {before:.0%} → {heldout[-1] if heldout else before:.0%}"
     )
-
-
-class _Bar:
-    """A progress bar whose `advance(text)` moves it and shows the text."""
-
-    def __init__(self, name: str, total: int, done: int = 0) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-        from rich.progress import TimeRemainingColumn as Remaining
-
-        text = TextColumn("{task.fields[text]}")
-        name_column = TextColumn("{task.description:<16}")
-        self.progress = Progress(name_column, BarColumn(), MofNCompleteColumn(), Remaining(), text)
-        self.task = self.progress.add_task(name, total=total, completed=done, text="")
-
-    def __enter__(self) -> _Bar:
-        self.progress.start()
-        return self
-
-    def advance(self, text: str) -> None:
-        self.progress.update(self.task, advance=1, text=text)
-
-    def __exit__(self, *_: object) -> None:
-        self.progress.stop()
 
 
 if __name__ == "__main__":

@@ -178,7 +178,7 @@ def test_a_finished_run_is_read_and_another_setting_refused(
     arguments = _arguments(runs.out, "grpo")
     assert recipe.train.main(arguments) == {"grpo": runs.results["grpo"]}
     assert "| grpo |" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="another kl_cov_coef"):
+    with pytest.raises(SystemExit, match=r"other settings \(kl_cov_coef 1.0 not 2.0\)"):
         recipe.train.main([*arguments, "--kl-cov-coef", "2"])
 
 

@@ -24,13 +24,11 @@ TINY = {"genes": 12, "each": 3, "rounds": 2, "fdr": 0.05}
 
 @pytest.fixture(scope="module")
 def recipe() -> Iterator[Any]:
-    sys.path.insert(0, str(FOLDER))
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [str(FOLDER), *sys.path])  # the script adds to it, too
         yield SimpleNamespace(**{name: importlib.import_module(name) for name in MODULES})
-    finally:
-        sys.path.remove(str(FOLDER))
-        for name in MODULES:
-            sys.modules.pop(name, None)
+    for name in MODULES:
+        sys.modules.pop(name, None)
 
 
 def _system(recipe: Any, folder: Path, planner: Any = None) -> Any:

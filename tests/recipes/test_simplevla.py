@@ -281,7 +281,7 @@ def test_a_cut_run_goes_on_as_if_it_had_not_been_cut(
     monkeypatch.undo()
     (resumed,) = recipe.train.main(_arguments(tmp_path / "cut"))["simplevla"]
     assert _timeless(resumed) == _timeless(uncut)
-    with pytest.raises(SystemExit, match="another clip_high"):
+    with pytest.raises(SystemExit, match=r"other settings \(clip_high 0.28 not 0.2\)"):
         recipe.train.main(_arguments(tmp_path / "cut", clip_high=0.2))
 
 
