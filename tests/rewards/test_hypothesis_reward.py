@@ -54,6 +54,9 @@ def test_the_wrong_sign_earns_nothing() -> None:
     found = REWARD.details([json.dumps(turned)])
     assert found.rewards == [pytest.approx(-0.2)]
     assert found.parts["tested"] == [4.0]
+    elsewhere = cohort(1, effect=-0.8)  # as claimed, but there alone: it is not even tested there
+    verdicts = judge(read(json.dumps(turned)).hypotheses, TABLE, held_out=elsewhere)
+    assert all(v.held_out is None and v.held_out_q == 1 and not v.replicated for v in verdicts)
 
 
 def test_replication_needs_the_same_sign() -> None:
