@@ -70,10 +70,11 @@ def sections(rows: list[Row]) -> Iterator[tuple[str, list[Row]]]:
         roofs = [row for row in members if row["role"] == "reference"]
         passes = dict.fromkeys(row["pass"] for row in members if row not in roofs)
         for name in passes:
-            if name == "forward" and buffers:
+            if name == "forward" and buffers and len(passes) > 1:
                 continue  # the forward under a graph: in the JSON, and in the sum
             title = f"{model} {shape} {dtype}: {name}"
-            title += f", {buffers} gradient" if buffers else ""
+            title += f", {buffers}" if buffers else ""
+            title += " gradient" if buffers and name != "forward" else ""
             title += ", warm caches" if caches == "warm" else ""
             # a roof of another kind stands everywhere, one of the same kind under its own pass
             over = [roof for roof in roofs if roof["pass"] == name or roof["pass"] not in passes]

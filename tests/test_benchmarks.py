@@ -428,6 +428,31 @@ def test_targets_judge_the_strongest_peer_and_say_when_nothing_was_measured() ->
     assert nothing["met"] is nothing["value"] is None
 
 
+@pytest.mark.parametrize(
+    ("passes", "buffers", "titles"),
+    [
+        (("forward",), "", ["forward"]),
+        (("forward",), "in place", ["forward, in place"]),
+        (("forward", "backward"), "", ["forward", "backward"]),
+        (("forward", "both"), "warm", ["both, warm gradient"]),
+    ],
+)
+def test_a_forward_is_left_to_the_sum_only_where_there_is_one(
+    passes: tuple[str, ...], buffers: str, titles: list[str], tmp_path: Path
+) -> None:
+    case = dict.fromkeys(("model", "shape", "dtype", "group"), "x") | {"caches": "cold"}
+    times = {"us": 2.0, "p20_us": 1.0, "p80_us": 3.0, "rounds": 5, "input_bytes": 8}
+    empty = dict.fromkeys(
+        ("refusal", "ratio", "gb_s", "of_read", "of_copy", "peak_bytes", "max_error")
+    )
+    row = {**case, **times, **empty, "provider": "ours", "role": "ours", "computes": ""}
+    table = [{**row, "buffers": buffers, "pass": name} for name in passes]
+    assert [title.split(": ")[1] for title, _ in report.sections(table)] == titles
+    picture = tmp_path / "it.png"
+    report.draw({"rows": table, "op": "it", "device": "here"}, picture)
+    assert picture.stat().st_size > 1000
+
+
 @pytest.mark.parametrize("body", ["assert False", None])
 def test_red_tests_stop_every_number(
     body: str | None,

@@ -1,4 +1,4 @@
-"""sample_action_tokens on a GPU: the definition's bits, no wait, graphs that draw anew."""
+"""sample_action_tokens on a GPU: the definition's draws, no wait, graphs that draw anew."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from logpi import ActionCodec, ActionSample, sample_action_tokens
-from logpi.testing import bits
+from logpi import ActionCodec, ActionSample, sample_action_tokens, token_log_probs
+from logpi.testing import assert_within_budget, bits
 
 if TYPE_CHECKING:
     from conftest import Place
@@ -31,18 +31,24 @@ def drawn(place: Place, logits: Tensor, **options: Any) -> list[Tensor]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("temperature", [0.05, 1.0, 1.6])
-def test_the_definitions_bits(place: Place, dtype: torch.dtype, temperature: float) -> None:
+def test_the_definitions_draws(place: Place, dtype: torch.dtype, temperature: float) -> None:
+    """Of tokens and actions: all that is rounded before a token is drawn is rounded alike. A number
+    goes through a logarithm, whose last bit is the library's."""
     logits = problem(1, dtype=dtype)
-    ours = drawn(place, place.holds(logits), temperature=temperature)
-    expected = sample_action_tokens(
-        logits, codec=CODEC, seed=5, step=1, temperature=temperature, return_entropy=True,
+    ours = ActionSample(*drawn(place, place.holds(logits), temperature=temperature))
+    truth = sample_action_tokens(
+        logits.double(), codec=CODEC, seed=5, step=1, temperature=temperature, return_entropy=True,
         backend="torch",
     )  # fmt: skip
-    for name, x, true in zip(ActionSample._fields, ours, expected, strict=True):
-        if name in ("token_ids", "actions"):
-            assert torch.equal(x.cpu(), true), name
-        else:  # a logarithm in double may part in its last bit, and a rounding with it
-            torch.testing.assert_close(x.cpu(), true, rtol=2e-7, atol=0.0)
+    yardstick = token_log_probs(
+        logits, truth.token_ids, support=CODEC.support, temperature=temperature,
+        return_entropy=True, backend="torch",
+    )  # fmt: skip
+    assert torch.equal(ours.token_ids.cpu(), truth.token_ids)
+    assert torch.equal(bits(ours.actions.cpu()), bits(truth.actions))
+    for name in ("log_probs", "entropy"):
+        mine, theirs, true = (getattr(one, name) for one in (ours, yardstick, truth))
+        assert_within_budget(mine.cpu(), theirs, true, name=name)
 
 
 def test_any_batch(place: Place) -> None:
