@@ -2,8 +2,10 @@
 
 A shape is [rows, D, V]; 56 rows are one chunk of a robot (8 steps of 7 numbers). SimpleVLA-RL
 multiplies the whole head, takes the 256 columns of the action tokens, divides by T = 1.6, draws by
-multinomial, copies the ids to the host and turns them to actions there, in numpy. Everyone gives
-tokens, their log-probs and the actions; logits are in the dtype of the hidden states.
+multinomial, copies the ids to the host and turns them to actions there, in numpy. That is the peer
+of the targets, and gives no log-probs. Its worker asks the actor for those before the rollout's
+batch leaves it, which is a second forward: here it gets the logits of the first. Ours give tokens,
+log-probs and actions in one call. Logits are in the dtype of the hidden states.
 """
 
 from __future__ import annotations
@@ -38,9 +40,12 @@ SHAPES = {
 QUICK = {"cpu": ("libero/1",), "cuda": ("libero/8",)}
 LOW, HIGH = [-0.75, -0.8, -0.94, -0.11, -0.2, -0.18, 0.0], [0.94, 0.86, 0.93, 0.17, 0.18, 0.34, 1.0]
 MASK = [True] * 6 + [False]
-_HIDDEN, _LOGITS, _PEER = "from hidden states", "from logits", "SimpleVLA-RL"
+_HIDDEN, _LOGITS = "from hidden states", "from logits"
+_PEER, _WITH = "SimpleVLA-RL", "SimpleVLA-RL, with its actor's log-probs"
 _SHAPE = f"[448, {D}, {V}]"
-Found = tuple[Tensor, Tensor, Any]  # token ids, log-probs, actions
+EDGES = numpy.linspace(-1, 1, BINS)
+CENTRES = (EDGES[:-1] + EDGES[1:]) / 2.0
+Found = tuple[Tensor, Tensor | None, Any]  # token ids, log-probs, actions
 
 
 class Case:
@@ -70,17 +75,15 @@ class Case:
         expected = self.codec.unnormalize(self.codec.decode(ids, dtype=torch.float64))
         if (torch.as_tensor(actions).cpu() - expected.cpu()).abs().max() > 1e-6:
             return float("inf")
+        if log_probs is None:
+            return None
         return (log_probs.double() - self._truth.gather(-1, at)[..., 0]).abs().max().item()
 
 
 def groups(case: Case) -> list[Group]:
-    """What takes turns, for one shape: from hidden states, then from logits."""
+    """What takes turns, for one shape: from hidden states; from logits, cold and warm."""
     codec, x, weight, logits = case.codec, case.hidden_states, case.weight, case.logits
-    part = weight[codec.support]
-
-    def ours(name: str, *inputs: Tensor) -> Provider:
-        stage = {_LOGITS if len(inputs) == 1 else _HIDDEN: lambda _: drawn(name, *inputs)}
-        return Provider(f"logpi {name}", stage, "ours")
+    part, kept = weight[codec.support], logits[..., codec.support].clone()
 
     def drawn(name: str, *inputs: Tensor) -> Found:
         found = sample_action_tokens(
@@ -88,45 +91,73 @@ def groups(case: Case) -> list[Group]:
         )
         return found.token_ids, found.log_probs, found.actions
 
-    def peer(name: str, logits_of: Callable[[], Tensor], of: str = _HIDDEN) -> Provider:
-        return Provider(name, {of: lambda _: simple_vla_rl(logits_of(), codec)})
+    def ours(name: str, *inputs: Tensor) -> Provider:
+        stage = {_LOGITS if len(inputs) == 1 else _HIDDEN: lambda _: drawn(name, *inputs)}
+        return Provider(f"logpi {name}", stage, "ours")
 
-    product = Provider("product of the slice", {_HIDDEN: lambda _: linear(x, part)}, "reference")
-    whole = peer(_PEER, lambda: linear(x, weight))
-    sliced = peer("its draw on the slice's product", lambda: linear(x, part))
+    def peers(of: str, logits_of: Callable[[], Tensor]) -> list[Provider]:
+        return [
+            Provider(_PEER, {of: lambda _: its_rollout(logits_of(), codec)}),
+            Provider(_WITH, {of: lambda _: its_rollout(logits_of(), codec, log_probs=True)}),
+        ]
+
     names = [row.name for row in BACKENDS]
-    from_hidden = [product, *(ours(name, x, weight) for name in names), whole, sliced]
-    from_logits = [*(ours(name, logits) for name in names), peer(_PEER, lambda: logits, _LOGITS)]
-    return [Group(_HIDDEN, "", from_hidden), Group(_LOGITS, "", from_logits)]
+    sliced = Provider(
+        "its draw on the slice's product", {_HIDDEN: lambda _: its_rollout(linear(x, part), codec)}
+    )
+    from_hidden = [
+        Provider("product of the slice", {_HIDDEN: lambda _: linear(x, part)}, "reference"),
+        *(ours(name, x, weight) for name in names),
+        *peers(_HIDDEN, lambda: linear(x, weight)),
+        sliced,
+    ]
+    copy = {_LOGITS: lambda _: kept.copy_(logits[..., codec.support])}
+    from_logits = [
+        Provider("copy of the slice", copy, "reference"),
+        *(ours(name, logits) for name in names),
+        Provider("logpi, one action of 7", {_LOGITS: lambda _: drawn("auto", logits[:1])}, "ours"),
+        *peers(_LOGITS, lambda: logits),
+    ]
+    group = Group(_LOGITS, "", from_logits)
+    return [Group(_HIDDEN, "", from_hidden), group, group.warm()]
 
 
-def simple_vla_rl(logits: Tensor, codec: ActionCodec) -> Found:
+def its_rollout(logits: Tensor, codec: ActionCodec, log_probs: bool = False) -> Found:
     """What its generate_action_verl does with logits (or with nothing but the slice of them), in
-    our words: the log-prob is that of the draw, which it asks of the actor afterwards."""
+    our words, and if asked what its actor adds. Softmaxes are in float32, as autocast has them."""
     if logits.shape[-1] > codec.num_bins:
         logits = logits[..., -codec.num_bins - 64 : -64]
-    p = torch.softmax(logits / T, dim=-1)
-    flat = p.reshape(-1, p.shape[-1])
-    drawn = torch.multinomial(flat, 1)
-    log_probs = flat.gather(-1, drawn).log().view(p.shape[:-1])
-    ids = drawn.view(p.shape[:-1]) + (codec.vocab_size - codec.num_bins)
+    p = torch.softmax(logits / T, dim=-1, dtype=torch.float32)
+    drawn = torch.multinomial(p.reshape(-1, p.shape[-1]), num_samples=1)
+    ids = (drawn + (codec.vocab_size - codec.num_bins)).view(p.shape[:-1])
     host = ids.cpu().numpy()
-    edges = numpy.linspace(-1, 1, codec.num_bins)
-    centres = (edges[:-1] + edges[1:]) / 2.0
-    actions = centres[numpy.clip(codec.vocab_size - host - 1, 0, len(centres) - 1)]
+    actions = CENTRES[numpy.clip(codec.vocab_size - host - 1, 0, len(CENTRES) - 1)]
     low, high = numpy.array(LOW), numpy.array(HIGH)
     stretched = 0.5 * (actions + 1) * (high - low + 1e-8) + low
-    return ids, log_probs, numpy.where(numpy.array(MASK), stretched, actions)
+    actions = numpy.where(numpy.array(MASK), stretched, actions)
+    return ids, its_actor(logits, ids, codec) if log_probs else None, actions
 
 
+def its_actor(sliced: Tensor, ids: Tensor, codec: ActionCodec) -> Tensor:
+    """Its actor's pass over the same logits: log-probs, and the entropy, which it always makes."""
+    z = sliced.div(T)
+    log_p = torch.log_softmax(z, dim=-1, dtype=torch.float32)
+    at = (ids - (codec.vocab_size - codec.num_bins)).unsqueeze(-1)
+    log_probs = log_p.gather(-1, at).squeeze(-1)
+    p = torch.softmax(z, dim=-1, dtype=torch.float32)
+    torch.logsumexp(z, dim=-1) - (p * z).sum(-1)
+    return log_probs
+
+
+_TIMES, _MORE = f"times {_PEER}", "times the same with log-probs"
+_RATIOS = (
+    Target(_TIMES, _SHAPE, (_HIDDEN, ""), "ratio", 50.0, against=_PEER),
+    Target(_TIMES, _SHAPE, (_LOGITS, ""), "ratio", 20.0, against=_PEER),
+    Target(_TIMES, _SHAPE, (_LOGITS, ""), "ratio", 20.0, against=_PEER, caches="warm"),
+    Target(_MORE, _SHAPE, (_LOGITS, ""), "ratio", 20.0, against=_WITH),
+    Target(_MORE, _SHAPE, (_LOGITS, ""), "ratio", 20.0, against=_WITH, caches="warm"),
+)
 TARGETS = {
-    "cpu": (
-        Target("times SimpleVLA-RL", _SHAPE, (_HIDDEN, ""), "ratio", 50.0, against=_PEER),
-        Target("times SimpleVLA-RL", _SHAPE, (_LOGITS, ""), "ratio", 20.0, against=_PEER),
-    ),
-    "cuda": (
-        Target("times SimpleVLA-RL", _SHAPE, (_HIDDEN, ""), "ratio", 50.0, against=_PEER),
-        Target("times SimpleVLA-RL", _SHAPE, (_LOGITS, ""), "ratio", 20.0, against=_PEER),
-        Target("µs a call", _SHAPE, (_HIDDEN, ""), "us", 8.0),
-    ),
+    "cpu": _RATIOS,
+    "cuda": (*_RATIOS, Target("µs a call", _SHAPE, (_HIDDEN, ""), "us", 8.0)),
 }

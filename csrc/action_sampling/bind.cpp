@@ -23,7 +23,7 @@ void run(const ActionSampling& p) {
 }  // namespace
 
 void bind_action_sampling(py::module_& m) {
-  m.def("action_sampling", flat(&action_sampling_params, &run));
+  m.def("action_sampling", released(&action_sampling_params, &run));
 }
 
 }  // namespace logpi

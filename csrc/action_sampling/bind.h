@@ -1,24 +1,12 @@
 // Addresses and sizes from Python to Params: what the CPU's and CUDA's bindings share.
 #pragma once
 
-#include <pybind11/pybind11.h>
-
-#include <string>
-
 #include "action_sampling/action_sampling.h"
-#include "core/check.h"
+#include "core/bind.h"
 
 namespace logpi {
 namespace {
 
-namespace py = pybind11;
-
-template <class T>
-T* at(uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
-
-// Addresses are integers; 0 stands for an argument that is absent.
 ActionSampling action_sampling_params(int dtype, uintptr_t logits, const py::tuple& sizes,
                                       const py::tuple& strides, int64_t num_rows, int64_t num_bins,
                                       double grid, uintptr_t temperatures, double temperature,
@@ -30,14 +18,7 @@ ActionSampling action_sampling_params(int dtype, uintptr_t logits, const py::tup
   ActionSampling p{};
   p.dtype = static_cast<DType>(dtype);
   p.logits = at<const void>(logits);
-  p.rows.dims = static_cast<int>(sizes.size());
-  if (p.rows.dims < 1 || p.rows.dims > Rows::kMaxDims) {
-    throw ValueError("logits: expected 1 to 4 leading dims, got " + std::to_string(p.rows.dims));
-  }
-  for (int i = 0; i < p.rows.dims; ++i) {
-    p.rows.sizes[i] = sizes[i].cast<int64_t>();
-    p.rows.strides[i] = strides[i].cast<int64_t>();
-  }
+  p.rows = rows(sizes, strides);
   p.num_rows = num_rows;
   p.num_bins = num_bins;
   p.grid = grid;
@@ -57,16 +38,6 @@ ActionSampling action_sampling_params(int dtype, uintptr_t logits, const py::tup
   p.entropy = at<float>(entropy);
   p.actions = at<float>(actions);
   return p;
-}
-
-// Python passes the arguments of make() and then those of f: one call, no object in between.
-template <class Params, class... Call, class... Rest>
-auto flat(Params (*make)(Call...), void (*f)(const Params&, Rest...)) {
-  return [make, f](Call... call, Rest... rest) {
-    const Params p = make(call...);
-    py::gil_scoped_release release;
-    f(p, rest...);
-  };
 }
 
 }  // namespace

@@ -13,7 +13,7 @@ void run(const ActionSampling& p, int device, uintptr_t stream) {
 }  // namespace
 
 void bind_action_sampling_cuda(py::module_& m) {
-  m.def("action_sampling_cuda", flat(&action_sampling_params, &run));
+  m.def("action_sampling_cuda", released(&action_sampling_params, &run));
 }
 
 }  // namespace logpi

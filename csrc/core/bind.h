@@ -1,4 +1,4 @@
-// From Python's arguments to a kernel's: what the bindings of every op share.
+// What bindings share: addresses and rows from Python, and a launcher with its arguments spread out.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -9,6 +9,7 @@
 #include "core/rows.h"
 
 namespace logpi {
+namespace {
 
 namespace py = pybind11;
 
@@ -18,7 +19,7 @@ T* at(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-inline Rows rows(const py::tuple& sizes, const py::tuple& strides) {
+Rows rows(const py::tuple& sizes, const py::tuple& strides) {
   Rows out{};
   out.dims = static_cast<int>(sizes.size());
   if (out.dims < 1 || out.dims > Rows::kMaxDims) {
@@ -33,13 +34,7 @@ inline Rows rows(const py::tuple& sizes, const py::tuple& strides) {
 
 // Python passes the arguments of make() and then those of f: one call, no object in between.
 template <class Params, class... Call, class... Rest>
-auto flat(Params (*make)(Call...), void (*f)(const Params&, Rest...)) {
-  return [make, f](Call... call, Rest... rest) { f(make(call...), rest...); };
-}
-
-// The same for an f that touches no Python object: other threads run meanwhile.
-template <class Params, class... Call, class... Rest>
-auto flat_without_gil(Params (*make)(Call...), void (*f)(const Params&, Rest...)) {
+auto released(Params (*make)(Call...), void (*f)(const Params&, Rest...)) {
   return [make, f](Call... call, Rest... rest) {
     const Params p = make(call...);
     py::gil_scoped_release release;
@@ -47,4 +42,5 @@ auto flat_without_gil(Params (*make)(Call...), void (*f)(const Params&, Rest...)
   };
 }
 
+}  // namespace
 }  // namespace logpi

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <sstream>
-#include <string>
 
 #include "core/bind.h"
 #include "token_log_probs/token_log_probs.h"

@@ -358,9 +358,9 @@ def test_the_registered_op_keeps_torchs_rules() -> None:
     from logpi.ops.action_sampling import _library  # noqa: F401  registers it
 
     op = torch.ops.logpi.action_sampling.default
-    given = (problem(2, 3)[..., PLAIN.support], ROBOT.table(torch.device("cpu")), None, None)
+    given = (problem(2, 3), ROBOT.table(torch.device("cpu")), None, None)
     for entropy in (False, True):
-        settings = (torch.arange(6), 6, 36, 1.0, 7, 3, False, entropy)
+        settings = (torch.arange(6), 6, 64, 36, 36, 1.0, 7, 3, False, entropy)
         torch.library.opcheck(op, ("cpu", *given, *settings))
 
 

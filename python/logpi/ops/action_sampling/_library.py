@@ -12,8 +12,9 @@ from logpi.ops.action_sampling.op import BACKENDS, ActionSample, Call
 _LIBRARY: Any = torch.library.Library("logpi", "FRAGMENT")  # type: ignore[no-untyped-call]
 _LIBRARY.define(  # entropy is empty where not asked for
     "action_sampling(str row, Tensor logits, Tensor table, Tensor? temperatures, Tensor? step_at, "
-    "Tensor? row_ids, SymInt num_rows, SymInt first_id, float temperature, SymInt seed, "
-    "SymInt step, bool greedy, bool entropy) -> (Tensor, Tensor, Tensor, Tensor)"
+    "Tensor? row_ids, SymInt num_rows, SymInt num_bins, SymInt first_column, SymInt first_id, "
+    "float temperature, SymInt seed, SymInt step, bool greedy, bool entropy) "
+    "-> (Tensor, Tensor, Tensor, Tensor)"
 )
 _ROWS = {row.name: row for row in BACKENDS}
 

@@ -9,7 +9,8 @@ from logpi import _C
 from logpi.core.strides import leading_rows
 from logpi.ops.action_sampling.op import ActionSample, Call, grid
 
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # core/dtype.h
+# As core/dtype.h has it; bytes an element.
+_DTYPES = {torch.float32: (0, 4), torch.bfloat16: (1, 2), torch.float16: (2, 2)}
 
 
 def sample(call: Call) -> ActionSample:
@@ -20,26 +21,26 @@ def sample(call: Call) -> ActionSample:
 
 
 def empty_outputs(call: Call) -> ActionSample:
-    lead = call.logits.shape[:-1]
-    log_probs = call.logits.new_empty(lead, dtype=torch.float32)
+    new, lead = call.logits.new_empty, call.logits.shape[:-1]
     return ActionSample(
-        torch.empty_like(log_probs, dtype=torch.int64),
-        log_probs,
-        torch.empty_like(log_probs) if call.entropy else None,
-        torch.empty_like(log_probs),
+        new(lead, dtype=torch.int64),
+        new(lead, dtype=torch.float32),
+        new(lead, dtype=torch.float32) if call.entropy else None,
+        new(lead, dtype=torch.float32),
     )
 
 
 def params(call: Call, out: ActionSample) -> tuple[int | float | tuple[int, ...], ...]:
     """What a launcher takes of a call, CUDA's too: in the order of bind.h."""
     logits, table = call.logits, call.table
+    dtype, width = _DTYPES[logits.dtype]
     return (
-        _DTYPES[logits.dtype],
-        logits.data_ptr(),
+        dtype,
+        logits.data_ptr() + call.first_column * width,
         *leading_rows(logits),
         call.num_rows,
-        logits.shape[-1],
-        grid(logits.shape[-1]),
+        call.num_bins,
+        grid(call.num_bins),
         _address(call.temperatures),
         call.temperature,
         call.seed,

@@ -21,11 +21,10 @@ def sample(call: Call) -> ActionSample:
 
 
 def arguments(call: Call, out: ActionSample) -> tuple[Any, ...]:
-    num_bins = call.logits.shape[-1]
     return (
-        *strided_rows(call.logits, 0)[0],
-        num_bins,
-        grid(num_bins),
+        *strided_rows(call.sliced(), 0)[0],
+        call.num_bins,
+        grid(call.num_bins),
         call.temperatures,
         call.temperature,
         call.seed,
@@ -40,12 +39,11 @@ def arguments(call: Call, out: ActionSample) -> tuple[Any, ...]:
 
 
 def options(call: Call) -> dict[str, Any]:
-    num_bins = call.logits.shape[-1]
-    block = 1 << (num_bins - 1).bit_length()
+    block = 1 << (call.num_bins - 1).bit_length()
     return {
-        **strided_rows(call.logits, 0)[1],
+        **strided_rows(call.sliced(), 0)[1],
         "BLOCK": block,
-        "FULL": num_bins == block,
+        "FULL": call.num_bins == block,
         "GREEDY": call.greedy,
         "num_warps": min(max(block // BINS_PER_WARP, 1), 16),
         "enable_fp_fusion": False,  # or a GPU draws what a CPU does not

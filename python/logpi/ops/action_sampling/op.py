@@ -18,6 +18,7 @@ from torch.nn.functional import linear
 from logpi.core import checks, cuda, triton_row
 from logpi.core.backends import AUTO, Backend, select
 from logpi.core.draws import check_seed_and_step
+from logpi.core.plain_logits import refused_by_cpu, refused_by_cuda, refused_by_triton
 from logpi.ops.action_sampling.codec import ActionCodec
 
 _HERE = "logpi.ops.action_sampling."
@@ -36,12 +37,14 @@ class ActionSample(NamedTuple):
 class Call(NamedTuple):
     """A checked call, as every row takes it: N rows in row-major order of the leading dims."""
 
-    logits: Tensor  # [.., num_bins] of the slice, any strides
+    logits: Tensor  # [.., V], any strides: bin 0 is in first_column
     table: Tensor  # [action_dim or 1, num_bins] float32: row n is of dimension n % len(table)
     temperatures: Tensor | None  # [N] float32 (float64 with such logits); None: the scalar
     step_at: Tensor | None  # [] int64; None: the int
     row_ids: Tensor | None  # [N] int64; None: 0, 1, ..
     num_rows: int
+    num_bins: int
+    first_column: int
     first_id: int  # token id of bin 0
     temperature: float
     seed: int
@@ -49,45 +52,22 @@ class Call(NamedTuple):
     greedy: bool
     entropy: bool
 
+    def sliced(self) -> Tensor:
+        """`[.., num_bins]`: a view, which costs a call of torch that the kernels of `_C` save."""
+        return self.logits.narrow(-1, self.first_column, self.num_bins)
+
 
 def grid(num_bins: int) -> float:
     """x + grid - grid rounds x in [0, 1] so that num_bins of them add up exactly in float64."""
     return 1.5 * 2.0 ** (num_bins - 1).bit_length()
 
 
-def _needs_plain_rows(call: Call) -> str | None:
-    logits = call.logits
-    if logits.dtype == torch.float64:
-        return "serves float32, bfloat16 and float16 logits, got float64"
-    if logits.stride(-1) != 1:
-        return f"needs logits with unit stride in the last dim, got strides {logits.stride()}"
-    if logits.dim() > 5:
-        return f"serves logits of up to 4 leading dims, got {logits.dim() - 1}"
-    return None
-
-
-def _needs_plain_cpu(call: Call) -> str | None:
-    if not call.logits.is_cpu:
-        return f"needs logits on a CPU, got {call.logits.device}"
-    return _needs_plain_rows(call)
-
-
-def _needs_plain_cuda(call: Call) -> str | None:
-    if call.logits.device.type != cuda.device_type():
-        return f"needs logits on an NVIDIA GPU, got {call.logits.device}"
-    return _needs_plain_rows(call)
-
-
-def _needs_plain_gpu(call: Call) -> str | None:
-    return triton_row.misplaced("logits", call.logits) or _needs_plain_rows(call)
-
-
 BACKENDS = (  # the first row whose why_not answers None serves the call
-    Backend("cuda", _HERE + "_cuda", why_not=_needs_plain_cuda, unavailable=cuda.unavailable),
+    Backend("cuda", _HERE + "_cuda", why_not=refused_by_cuda, unavailable=cuda.unavailable),
     Backend(
-        "triton", _HERE + "_triton", why_not=_needs_plain_gpu, unavailable=triton_row.unavailable
+        "triton", _HERE + "_triton", why_not=refused_by_triton, unavailable=triton_row.unavailable
     ),
-    Backend("cpu", _HERE + "_native", why_not=_needs_plain_cpu),
+    Backend("cpu", _HERE + "_native", why_not=refused_by_cpu),
     Backend("torch", _HERE + "reference"),
 )
 
@@ -180,21 +160,21 @@ def check_call(
         raise TypeError(f"codec: expected an ActionCodec, got {type(codec).__name__}")
     name = "logits" if weight is None else "hidden_states"
     checks.dtype(name, logits, *checks.FLOATS)
-    if logits.dim() == 0:
+    shape = logits.shape
+    if not shape:
         raise ValueError(f"{name}: expected at least one dimension, got a 0-d tensor")
-    if logits.requires_grad:
-        logits = logits.detach()
-    if weight is None:
-        if bias is not None:
-            raise ValueError("bias: expected None without a weight, got a tensor")
-        logits = _slice("logits", logits, -1, codec)
+    if weight is not None:
+        logits, first_column = _product(logits.detach(), weight, bias, codec), 0
+    elif bias is not None:
+        raise ValueError("bias: expected None without a weight, got a tensor")
     else:
-        logits = _product(logits, weight, bias, codec)
-    lead, device = logits.shape[:-1], logits.device
+        first_column = _first("logits", shape, -1, codec)
+    lead, device = shape[:-1], logits.device
     table = codec.table(device)
-    if len(table) > 1 and (not lead or lead[-1] % len(table)):
+    num_dims, num_bins = table.shape
+    if num_dims > 1 and (not lead or lead[-1] % num_dims):
         raise ValueError(
-            f"{name}: expected a last leading dim of {len(table)} (the codec's action_dim) or a "
+            f"{name}: expected a last leading dim of {num_dims} (the codec's action_dim) or a "
             f"multiple of it, got leading dims {tuple(lead)}"
         )
     temperatures = None
@@ -210,13 +190,15 @@ def check_call(
         checks.dtype("row_ids", row_ids, torch.int64)
         row_ids = _per_row("row_ids", row_ids, lead, device)
     return Call(
-        logits,
+        logits.detach() if logits.requires_grad else logits,
         table,
         temperatures,
         step_at,
         row_ids,
         lead.numel(),
-        codec.support.start,
+        num_bins,
+        first_column,
+        codec.vocab_size - num_bins,
         float(temperature),
         seed,
         step,
@@ -225,17 +207,17 @@ def check_call(
     )
 
 
-def _slice(name: str, x: Tensor, dim: int, codec: ActionCodec) -> Tensor:
-    """The action tokens' part of a dim of V entries, or of as many as there are bins."""
-    size, bins = x.shape[dim], codec.num_bins
+def _first(name: str, shape: torch.Size, dim: int, codec: ActionCodec) -> int:
+    """Where the action tokens begin in a dim of V entries, or of as many as there are bins."""
+    size, bins = shape[dim], codec.num_bins
     if size == bins:
-        return x
+        return 0
     if size < codec.vocab_size:
         raise ValueError(
             f"{name}: expected at least {codec.vocab_size} vocabulary entries (the codec's "
-            f"vocab_size) or {bins} (its num_bins), got shape {tuple(x.shape)}"
+            f"vocab_size) or {bins} (its num_bins), got shape {tuple(shape)}"
         )
-    return x.narrow(dim, codec.vocab_size - bins, bins)
+    return codec.vocab_size - bins
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, codec: ActionCodec) -> Tensor:
@@ -254,11 +236,11 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None, codec: ActionCodec)
                 raise TypeError(
                     f"{name}: expected {x.dtype}, the dtype of hidden_states, got {given.dtype}"
                 )
-    part = _slice("weight", weight.detach(), 0, codec)
+    rows = _first("weight", weight.shape, 0, codec), codec.num_bins
     if bias is not None:
         checks.shape("bias", bias, weight.shape[:1])
-        bias = _slice("bias", bias.detach(), 0, codec)
-    return linear(x, part, bias)
+        bias = bias.detach().narrow(0, *rows)
+    return linear(x, weight.detach().narrow(0, *rows), bias)
 
 
 def _per_row(name: str, value: Tensor, lead: torch.Size, device: torch.device) -> Tensor:

@@ -24,8 +24,8 @@ EXP2 = (  # csrc/action_sampling/exp2.h
 
 
 def sample(call: Call) -> ActionSample:
-    num_bins = call.logits.shape[-1]
-    z = call.logits.reshape(call.num_rows, num_bins).double()
+    num_bins = call.num_bins
+    z = call.sliced().reshape(call.num_rows, num_bins).double()
     temperature = _temperature(call)
     top, best = z.max(-1, keepdim=True)
     t = ((z - top) * (LOG2E / temperature)).clamp(min=LOWEST)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from logpi.core import checks, cuda, triton_row
 from logpi.core.backends import AUTO, Backend, select
+from logpi.core.plain_logits import refused_by_cpu, refused_by_cuda, refused_by_triton
 from logpi.core.strides import may_overlap
 from logpi.core.support import KeepSet, Support
 
@@ -67,33 +68,10 @@ class Call(NamedTuple):
 _MAX_IDS = 8192  # ids a row whose gradients wait in a GPU's shared memory
 
 
-def _needs_plain_rows(call: Call) -> str | None:
-    logits = call.logits
-    if logits.dtype == torch.float64:
-        return "serves float32, bfloat16 and float16 logits, got float64"
-    if logits.stride(-1) != 1 and logits.shape[-1] > 1:
-        return f"needs logits with unit stride in the last dim, got strides {logits.stride()}"
-    if logits.dim() > 5:
-        return f"serves logits of up to 4 leading dims, got {logits.dim() - 1}"
-    return None
-
-
-def _needs_plain_cpu(call: Call) -> str | None:
-    if not call.logits.is_cpu:
-        return f"needs logits on a CPU, got {call.logits.device}"
-    return _needs_plain_rows(call)
-
-
-def _needs_plain_cuda(call: Call) -> str | None:
-    if call.logits.device.type != cuda.device_type():
-        return f"needs logits on an NVIDIA GPU, got {call.logits.device}"
+def _needs_few_ids(call: Call) -> str | None:
     if call.ids_per_row > _MAX_IDS:
         return f"serves up to {_MAX_IDS} ids a row, got {call.ids_per_row}"
-    return _needs_plain_rows(call)
-
-
-def _needs_plain_gpu(call: Call) -> str | None:
-    return triton_row.misplaced("logits", call.logits) or _needs_plain_rows(call)
+    return refused_by_cuda(call)
 
 
 def _needs_fresh_gradient(call: Call) -> str | None:
@@ -103,11 +81,11 @@ def _needs_fresh_gradient(call: Call) -> str | None:
 
 
 BACKENDS = (  # the first row whose why_not answers None serves the call
-    Backend("cuda", _HERE + "_cuda", why_not=_needs_plain_cuda, unavailable=cuda.unavailable),
+    Backend("cuda", _HERE + "_cuda", why_not=_needs_few_ids, unavailable=cuda.unavailable),
     Backend(
-        "triton", _HERE + "_triton", why_not=_needs_plain_gpu, unavailable=triton_row.unavailable
+        "triton", _HERE + "_triton", why_not=refused_by_triton, unavailable=triton_row.unavailable
     ),
-    Backend("cpu", _HERE + "_native", why_not=_needs_plain_cpu),
+    Backend("cpu", _HERE + "_native", why_not=refused_by_cpu),
     Backend("torch", _HERE + "reference", why_not=_needs_fresh_gradient),
 )
 
