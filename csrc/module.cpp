@@ -19,6 +19,7 @@ void bind_covariance_clip_cuda(pybind11::module_& m);
 void bind_flow_balance_cuda(pybind11::module_& m);
 void bind_linear_log_probs_cuda(pybind11::module_& m);
 void bind_token_log_probs_cuda(pybind11::module_& m);
+void bind_token_sampling_cuda(pybind11::module_& m);
 #endif
 }  // namespace logpi
 
@@ -56,5 +57,6 @@ PYBIND11_MODULE(_C, m) {
   logpi::bind_flow_balance_cuda(m);
   logpi::bind_linear_log_probs_cuda(m);
   logpi::bind_token_log_probs_cuda(m);
+  logpi::bind_token_sampling_cuda(m);
 #endif
 }

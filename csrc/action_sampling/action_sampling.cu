@@ -47,13 +47,7 @@ struct Strips {
     return (strip * kWarp + threadIdx.x % kWarp) * n;
   }
   __device__ void load(int64_t strip, float (&out)[n]) const {
-    const int64_t from = first(strip);
-    if (reader.whole(from / n)) {
-      Unpack<T>::raw(reader.load(from / n), out);
-      return;
-    }
-#pragma unroll
-    for (int i = 0; i < n; ++i) out[i] = from + i < size ? to_float(z[from + i]) : -INFINITY;
+    load_padded(reader, z, size, first(strip) / n, out);
   }
 };
 

@@ -134,4 +134,17 @@ class VectorReader {
   }
 };
 
+// Vector `at` of a row as floats; what lies past the row's end is -inf.
+template <class T>
+__device__ inline void load_padded(const VectorReader<T>& reader, const T* z, int64_t size,
+                                   int64_t at, float (&out)[kVector<T>]) {
+  if (reader.whole(at)) {
+    Unpack<T>::raw(reader.load(at), out);
+    return;
+  }
+  const int64_t from = at * kVector<T>;
+#pragma unroll
+  for (int i = 0; i < kVector<T>; ++i) out[i] = from + i < size ? to_float(z[from + i]) : -INFINITY;
+}
+
 }  // namespace logpi

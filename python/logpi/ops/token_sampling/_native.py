@@ -15,22 +15,52 @@ _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # core/dtype.
 
 def forward(call: Call, spare: bool = False) -> TokenSample:
     """`spare`: indices of the static size that torch.compile wants to know."""
-    new, lead, rows = call.logits.new_empty, call.logits.shape[:-1], call.num_rows
-    ids = new(lead, dtype=torch.int64)
-    log_probs = new(lead, dtype=torch.float32)
-    entropy = torch.empty_like(log_probs) if call.entropy else None
-    cuts = new((rows, 2), dtype=torch.float32) if call.keep else None
-    indptr = new(rows + 1, dtype=torch.int64) if call.keep else None
-    where = (
+    out = Outputs(call)
+    if call.step_at is not None:
+        call = call._replace(step=int(call.step_at))
+    _C.sample_tokens(*params(call, out))
+    if out.indptr is None:
+        return out.sample
+    out.indptr.cumsum_(0)
+    size = call.capacity if spare else int(out.indptr[-1])
+    indices = call.logits.new_empty(size, dtype=torch.int32)
+    _C.kept_ids(*rows(call, out), out.indptr.data_ptr(), indices.data_ptr())
+    return out.sample._replace(keep=KeepSet(out.indptr, indices))
+
+
+class Outputs:
+    """Buffers for the results; `indptr[1:]` takes how many ids a row keeps."""
+
+    def __init__(self, call: Call) -> None:
+        new, lead = call.logits.new_empty, call.logits.shape[:-1]
+        self.sample = TokenSample(
+            new(lead, dtype=torch.int64),
+            new(lead, dtype=torch.float32),
+            new(lead, dtype=torch.float32) if call.entropy else None,
+        )
+        self.cuts = self.indptr = None
+        if call.keep:
+            self.cuts = new((call.num_rows, 2), dtype=torch.float32)
+            self.indptr = call.logits.new_zeros(call.num_rows + 1, dtype=torch.int64)
+
+
+def rows(call: Call, out: Outputs) -> tuple[int | tuple[int, ...], ...]:
+    """What both launchers begin with, CUDA's too: in the order of bind.h."""
+    return (
         _DTYPES[call.logits.dtype],
         call.logits.data_ptr(),
         *leading_rows(call.logits),
-        rows,
+        call.num_rows,
         call.vocab_size,
+        _address(out.cuts),
+        torch.get_num_threads(),
     )
-    threads = torch.get_num_threads()
-    _C.sample_tokens(
-        *where,
+
+
+def params(call: Call, out: Outputs) -> tuple[int | float | tuple[int, ...], ...]:
+    sample = out.sample
+    return (
+        *rows(call, out),
         _address(call.row_ids),
         _address(call.temperatures),
         _address(call.top_ks),
@@ -41,23 +71,14 @@ def forward(call: Call, spare: bool = False) -> TokenSample:
         call.top_p,
         call.min_p,
         call.seed,
-        call.step if call.step_at is None else int(call.step_at),
+        call.step,
         call.greedy,
         call.truncated,
-        threads,
-        ids.data_ptr(),
-        log_probs.data_ptr(),
-        _address(entropy),
-        _address(cuts),
-        0 if indptr is None else indptr.data_ptr() + 8,
+        sample.token_ids.data_ptr(),
+        sample.log_probs.data_ptr(),
+        _address(sample.entropy),
+        0 if out.indptr is None else out.indptr.data_ptr() + 8,
     )
-    if indptr is None:
-        return TokenSample(ids, log_probs, entropy)
-    indptr[0] = 0
-    indptr.cumsum_(0)
-    indices = new(call.capacity if spare else int(indptr[-1]), dtype=torch.int32)
-    _C.kept_ids(*where, _address(cuts), indptr.data_ptr(), indices.data_ptr(), threads)
-    return TokenSample(ids, log_probs, entropy, KeepSet(indptr, indices))
 
 
 def _address(tensor: Tensor | None) -> int:

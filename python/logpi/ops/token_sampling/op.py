@@ -15,9 +15,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from logpi.core import checks, triton_row
+from logpi.core import checks, cuda, triton_row
 from logpi.core.backends import AUTO, Backend, select
 from logpi.core.draws import check_seed_and_step
+from logpi.core.plain_logits import refused_by_cpu, refused_by_cuda, refused_by_triton
 from logpi.core.support import KeepSet
 
 _HERE = "logpi.ops.token_sampling."
@@ -62,29 +63,12 @@ class Call(NamedTuple):
         return self.num_rows * each
 
 
-def _needs_narrow(call: Call) -> str | None:
-    if call.logits.dtype == torch.float64:
-        return "serves float32, bfloat16 and float16 logits, got float64"
-    if call.logits.stride(-1) != 1 and call.logits.shape[-1] > 1:
-        return f"needs logits with unit stride in V, got strides {call.logits.stride()}"
-    if call.logits.dim() > 5:
-        return f"serves at most 4 leading dims, got {call.logits.dim() - 1}"
-    return None
-
-
-def _needs_cpu(call: Call) -> str | None:
-    if not call.logits.is_cpu:
-        return f"needs logits on a CPU, got {call.logits.device}"
-    return _needs_narrow(call)
-
-
-def _needs_gpu(call: Call) -> str | None:
-    return triton_row.misplaced("logits", call.logits) or _needs_narrow(call)
-
-
 BACKENDS = (  # the first row whose why_not answers None serves the call
-    Backend("triton", _HERE + "_triton", why_not=_needs_gpu, unavailable=triton_row.unavailable),
-    Backend("cpu", _HERE + "_native", why_not=_needs_cpu),
+    Backend("cuda", _HERE + "_cuda", why_not=refused_by_cuda, unavailable=cuda.unavailable),
+    Backend(
+        "triton", _HERE + "_triton", why_not=refused_by_triton, unavailable=triton_row.unavailable
+    ),
+    Backend("cpu", _HERE + "_native", why_not=refused_by_cpu),
     Backend("torch", _HERE + "reference"),
 )
 
@@ -129,8 +113,8 @@ def sample_tokens(
             entropy and keep stay those of the distribution.
         vocab_size: columns from here on are padding and are not read.
         return_entropy, return_keep: also return these.
-        backend: `"auto"`, or the name of a row (`"triton"`, `"cpu"`, `"torch"`). A named row serves
-            or raises; it never falls back.
+        backend: `"auto"`, or the name of a row (`"cuda"`, `"triton"`, `"cpu"`, `"torch"`). A named
+            row serves or raises; it never falls back.
 
     Returns:
         `TokenSample(token_ids, log_probs, entropy, keep)`. `token_ids` `[..]` int64. `log_probs`
