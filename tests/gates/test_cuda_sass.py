@@ -46,7 +46,7 @@ KERNELS: dict[str, Expect] = {
     "linear_log_probs_fold_rows<*, false>": Expect(64),
     "linear_log_probs_fold_rows<*, true>": Expect(128),
     "kept_ids_rows<*>": Expect(64),
-    "sample_tokens_rows<*>": Expect(96),  # a block of 512 threads has the multiprocessor
+    "sample_tokens_rows<*>": Expect(112),  # a block of 512 threads has the multiprocessor
     "token_log_probs_rows<*, false>": Expect(80),
     "token_log_probs_rows<*, true>": Expect(128),
     "token_log_probs_segments<*, false>": Expect(80),
