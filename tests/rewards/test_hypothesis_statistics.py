@@ -92,6 +92,8 @@ def test_fisher_is_exact_on_both_sides(first: int, second: int) -> None:
         sides["two"].append(found.p)
         sides["+"].append(one_sided(found, 1))
         sides["-"].append(one_sided(found, -1))
+        more, less = chances[overlap:].sum(), chances[: overlap + 1].sum()
+        assert found.p_one_sided == pytest.approx(more if found.effect > 0 else less, rel=1e-9)
     for side in sides.values():
         for p in side:
             assert chances[np.array(side) <= p * (1 + 1e-9)].sum() <= p * (1 + 1e-9)
