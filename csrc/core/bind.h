@@ -1,4 +1,4 @@
-// What bindings share: addresses and rows from Python, and a launcher with its arguments spread out.
+// From Python's arguments to a kernel's: what the bindings of every op share.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -9,7 +9,6 @@
 #include "core/rows.h"
 
 namespace logpi {
-namespace {
 
 namespace py = pybind11;
 
@@ -19,7 +18,7 @@ T* at(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-Rows rows(const py::tuple& sizes, const py::tuple& strides) {
+inline Rows rows(const py::tuple& sizes, const py::tuple& strides) {
   Rows out{};
   out.dims = static_cast<int>(sizes.size());
   if (out.dims < 1 || out.dims > Rows::kMaxDims) {
@@ -34,6 +33,12 @@ Rows rows(const py::tuple& sizes, const py::tuple& strides) {
 
 // Python passes the arguments of make() and then those of f: one call, no object in between.
 template <class Params, class... Call, class... Rest>
+auto flat(Params (*make)(Call...), void (*f)(const Params&, Rest...)) {
+  return [make, f](Call... call, Rest... rest) { f(make(call...), rest...); };
+}
+
+// The same for an f that touches no Python object: other threads run meanwhile.
+template <class Params, class... Call, class... Rest>
 auto released(Params (*make)(Call...), void (*f)(const Params&, Rest...)) {
   return [make, f](Call... call, Rest... rest) {
     const Params p = make(call...);
@@ -42,5 +47,4 @@ auto released(Params (*make)(Call...), void (*f)(const Params&, Rest...)) {
   };
 }
 
-}  // namespace
 }  // namespace logpi
