@@ -99,6 +99,14 @@ def test_training_sees_the_same_log_probs(row: Row) -> None:
     assert all(inside)
 
 
+@pytest.mark.parametrize("top_p", [0.5, 0.7, 0.8, 0.95])
+def test_top_p_ends_among_the_ties_that_top_k_left(row: Row, top_p: float) -> None:
+    z = torch.tensor([[0.5, 0.125, 0.125, 0.125, 0.125]]).log()
+    kept = {0.5: [0], 0.7: [0, 1], 0.8: [0, 1, 2], 0.95: [0, 1, 2, 3]}[top_p]
+    ours = sample_tokens(z, top_k=4, top_p=top_p, backend=row.backend, **WHOLE)
+    assert lists(ours) == [kept]
+
+
 def test_a_number_for_every_row(row: Row) -> None:
     z = logits(4, 600)
     options = {
