@@ -56,8 +56,7 @@ struct Strips {
   int each, count;
   VectorReader<T> reader;
 
-  __device__ Strips(const T* row, int64_t columns)
-      : z(row), size(columns), reader(row, columns) {
+  __device__ Strips(const T* row, int64_t columns) : z(row), size(columns), reader(row, columns) {
     const int64_t vectors = (size + kWarp * n - 1) / (kWarp * n);
     each = (int)((vectors + kStrips - 1) / kStrips);
     count = (int)((vectors + each - 1) / each);

@@ -83,7 +83,7 @@ struct Row {
   // `more` is added at `low`.
   template <class F>
   __device__ __forceinline__ Reached reach(int32_t low, int32_t high, Mass target, Mass more,
-                           const F& amount) const {
+                                           const F& amount) const {
     __shared__ int digit;
     __shared__ Mass over_it;
     Mass above = 0;
@@ -126,8 +126,8 @@ struct Row {
 
 // The cut of a good row: top-k, then top-p among what that left, then min-p.
 template <class T>
-__device__ __forceinline__ Kept truncate(const Row<T>& row, const Weight& weight, int32_t best, int64_t k, double p,
-                         double min_p, double temperature) {
+__device__ __forceinline__ Kept truncate(const Row<T>& row, const Weight& weight, int32_t best,
+                                         int64_t k, double p, double min_p, double temperature) {
   const int64_t size = row.strips.size;
   Kept kept = {key_from<T>(-kLargest), kAllTies};  // all but -inf
   if (k < size) {
@@ -173,8 +173,8 @@ struct Draw {
 
 // A warp looks for the place in the strip that the draw is in.
 template <class T>
-__device__ __forceinline__ void walk(const Strips<T>& strips, const Weight& weight, const Kept& kept, int32_t best,
-                     bool greedy, Draw& draw) {
+__device__ __forceinline__ void walk(const Strips<T>& strips, const Weight& weight,
+                                     const Kept& kept, int32_t best, bool greedy, Draw& draw) {
   constexpr int n = Strips<T>::n;
   Mass passed = 0;
   int seen = 0;  // ties
@@ -229,8 +229,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   __shared__ Draw draw;
   const int64_t at = blockIdx.x;
   const int lane = threadIdx.x % kWarp;
-  const Row<T> row = {
-      Strips<T>((const T*)p.logits + p.logits_rows.offset(at), p.vocab_size), tops, bins};
+  const Row<T> row = {Strips<T>((const T*)p.logits + p.logits_rows.offset(at), p.vocab_size), tops,
+                      bins};
   const Strips<T>& strips = row.strips;
 
   int odd = 0;
