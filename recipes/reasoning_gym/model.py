@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from tasks import Entry, Task, prompt
@@ -16,6 +17,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
+    set_seed,
 )
 
 import logpi
@@ -98,6 +100,26 @@ def warm_up(
         optimizer.zero_grad()
         schedule.step()
         on_step(loss.item())
+
+
+def make_warm(
+    folder: Path,
+    entries: Sequence[Entry],
+    *,
+    seed: int,
+    hidden_size: int,
+    num_layers: int,
+    vocab_size: int,
+    **told: Any,
+) -> None:
+    """Saves in `folder` a new model that `warm_up` taught the entries, and their tokenizer."""
+    set_seed(seed)
+    tokenizer = build_tokenizer(prompt(e) + e["answer"] for e in entries)
+    model = build_model(
+        tokenizer, hidden_size=hidden_size, num_layers=num_layers, vocab_size=vocab_size
+    )
+    warm_up(model, tokenizer, entries, **told)
+    save(model, tokenizer, folder)
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, entries: Sequence[Entry]) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from runs import write_json
 
 Metrics = dict[str, Any]
 _CURVES = ("reward", "entropy", "loss")  # compared step by step between two runs
@@ -48,9 +49,7 @@ def summarize(
 def write(metrics: Metrics, folder: Path) -> None:
     """metrics.json and curves.png; the JSON last, for its presence says that the run is whole."""
     plot(metrics, folder / "curves.png")
-    partial = folder / "metrics.json.partial"
-    partial.write_text(json.dumps(metrics, indent=1) + "\n")
-    partial.rename(folder / "metrics.json")
+    write_json(metrics, folder / "metrics.json")
 
 
 def read(folder: Path) -> Metrics | None:

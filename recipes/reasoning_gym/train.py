@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import shutil
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -69,16 +65,14 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Runs what the command line asks for; returns the metrics by implementation."""
     args = arguments(argv)
-    _go_on_or_refuse(args)
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers is imported, below
+    import runs
+
+    runs.go_on_or_refuse(args.out, _settings(args), fresh=args.fresh)
+    runs.quiet()
     import summary
-    import transformers
     from rich.console import Console
     from tasks import Task
 
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     console = Console(soft_wrap=True, highlight=False)
     task = Task(
         "chain_sum",
@@ -100,59 +94,39 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     return results
 
 
-def _go_on_or_refuse(args: argparse.Namespace) -> None:
-    """Makes the folder, or makes sure that what lies in it belongs to the same settings."""
-    if args.fresh:
-        shutil.rmtree(args.out, ignore_errors=True)
-    args.out.mkdir(parents=True, exist_ok=True)
-    path, asked = args.out / "settings.json", _settings(args)
-    if path.exists():
-        found = json.loads(path.read_text())
-        differing = [key for key in asked if asked[key] != found.get(key)]
-        if differing:
-            listed = ", ".join(f"{key} {found.get(key)} not {asked[key]}" for key in differing)
-            sys.exit(f"{args.out} holds a run with other settings ({listed}): --out or --fresh?")
-    path.write_text(json.dumps(asked, indent=1) + "\n")
-
-
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
     return {key: value for key, value in vars(args).items() if key not in _NOT_THE_RUN}
 
 
 def _warm_up(args: argparse.Namespace, task: Any, console: Any) -> None:
     import model as models
-    from tasks import prompt, with_hedges
-    from transformers import set_seed
+    from runs import Bar
+    from tasks import with_hedges
 
     folder = args.out / "warmup"
     if folder.exists():
         return
-    set_seed(args.seed)
     entries = with_hedges(task.splits.warmup, args.hedged_fraction, seed=args.seed)
-    tokenizer = models.build_tokenizer(prompt(e) + e["answer"] for e in entries)
-    model = models.build_model(
-        tokenizer,
-        hidden_size=args.hidden_size,
-        num_layers=args.layers,
-        vocab_size=args.vocab_size,
-    )
-    with _bar(console, "warm-up", args.warmup_steps) as advance:
-        models.warm_up(
-            model,
-            tokenizer,
+    with Bar(console, "warm-up", args.warmup_steps) as advance:
+        models.make_warm(
+            folder,
             entries,
+            seed=args.seed,
+            hidden_size=args.hidden_size,
+            num_layers=args.layers,
+            vocab_size=args.vocab_size,
             steps=args.warmup_steps,
             batch_size=args.warmup_batch_size,
             learning_rate=args.warmup_learning_rate,
             on_step=lambda loss: advance(f"loss {loss:.3f}"),
         )
-    models.save(model, tokenizer, folder)
 
 
 def _grpo(args: argparse.Namespace, task: Any, log_probs: str, console: Any) -> dict[str, Any]:
     import grpo
     import model as models
     import summary
+    from runs import Bar
 
     warm, folder = args.out / "warmup", args.out / log_probs
     before = models.greedy_accuracy(
@@ -161,7 +135,7 @@ def _grpo(args: argparse.Namespace, task: Any, log_probs: str, console: Any) -> 
     settings = grpo.GRPOSettings(
         **{name: getattr(args, name) for name in grpo.GRPOSettings.__dataclass_fields__}
     )
-    with _bar(console, f"GRPO, {log_probs}", args.steps) as advance:
+    with Bar(console, f"GRPO, {log_probs}", args.steps) as advance:
         log = grpo.run_grpo(
             warm,
             folder,
@@ -178,37 +152,6 @@ def _grpo(args: argparse.Namespace, task: Any, log_probs: str, console: Any) -> 
     )
     summary.write(metrics, folder)
     return metrics
-
-
-class _bar:
-    """A progress bar whose `advance(text, completed=None)` moves it and shows the text."""
-
-    def __init__(self, console: Any, name: str, total: int) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-        from rich.progress import TimeRemainingColumn as Remaining
-
-        self.progress = Progress(
-            TextColumn("{task.description:<12}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            Remaining(),
-            TextColumn("{task.fields[text]}"),
-            console=console,
-        )
-        self.task = self.progress.add_task(name, total=total, text="")
-
-    def __enter__(self) -> Any:
-        self.progress.start()
-        return self.advance
-
-    def advance(self, text: str, completed: int | None = None) -> None:
-        if completed is None:
-            self.progress.update(self.task, advance=1, text=text)
-        else:
-            self.progress.update(self.task, completed=completed, text=text)
-
-    def __exit__(self, *_: object) -> None:
-        self.progress.stop()
 
 
 if __name__ == "__main__":
