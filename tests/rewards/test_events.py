@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import time
 from fractions import Fraction
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from logpi.rewards import Event, EventExtraction, event_scores, parse_events
@@ -255,6 +256,7 @@ json_values = st.recursive(
 
 
 @given(st.lists(json_values) | st.dictionaries(st.text(), json_values), st.booleans())
+@example([-math.inf], False)
 def test_valid_json_is_read_as_by_the_standard_library(value: Any, compact: bool) -> None:
     text = json.dumps(value, indent=None if compact else 2, ensure_ascii=compact)
     assert complete_values(text) == [json.loads(text)]

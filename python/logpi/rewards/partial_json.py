@@ -19,7 +19,14 @@ _TOKEN = re.compile(
     )""",
     re.VERBOSE,
 )
-_CONSTANTS = {"true": True, "false": False, "null": None, "NaN": math.nan, "Infinity": math.inf}
+_CONSTANTS = {
+    "true": True,
+    "false": False,
+    "null": None,
+    "NaN": math.nan,
+    "Infinity": math.inf,
+    "-Infinity": -math.inf,
+}
 _NUMBER = re.compile(r"-?(?:0|[1-9]\d*+)(?P<fraction>(?:\.\d++)?(?:[eE][+-]?\d++)?)", re.ASCII)
 _NONE = object()  # what a word is that JSON does not know
 _MOST_DIGITS = 18  # of an int; one with more is a float, which no number of digits makes slow
