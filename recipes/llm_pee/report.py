@@ -110,8 +110,9 @@ def _over(results: Results) -> Callable[..., str]:
             values.append(float(value))
         if percent:
             return _spread(values)
-        apart = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
-        return f"{mean(values):.2f}{apart}"
+        digits = 0 if all(value.is_integer() for value in values) else 2  # a count, or κ
+        apart = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+        return f"{mean(values):.{digits}f}{apart}"
 
     return over
 
@@ -132,7 +133,7 @@ def summary(results: Results, settings: dict[str, Any]) -> Figure:
         _band(by_types, [int(k) for k in curves[0]], [list(c.values()) for c in curves],
               label=label, color=color, marker=marker)  # fmt: skip
     by_types.set(xscale="log", xlabel="types in the inventory", ylabel="F1 of trigger and type",
-                 title="The more types, the harder", ylim=(0, 1))  # fmt: skip
+                 title="F1 by the number of types", ylim=(0, 1))  # fmt: skip
     ticks = [int(k) for k in runs[0]["by_types"]["found"]["level"]]
     by_types.set_xticks(ticks, [str(k) for k in ticks])
     for name, color in (("MaxSim", BLUE), ("candidate_log_probs", GREEN), ("both", INK),
