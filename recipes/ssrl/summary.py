@@ -64,7 +64,10 @@ def _spread(values: list[float]) -> str:
 
 
 def plot(results: dict[str, Runs], path: Path) -> None:
-    """Held-out exact match by hops, reward and searches of the rollouts; a line a seed."""
+    """Held-out exact match by hops, dotted at temperature 1; reward and searches of the rollouts.
+
+    A line a seed.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(14, 3.6), layout="constrained")
@@ -75,13 +78,11 @@ def plot(results: dict[str, Runs], path: Path) -> None:
             if run is runs[0]:
                 style["label"] = f"{variant}, {len(runs)} seed{'s' if len(runs) > 1 else ''}"
             for axis, hops in ((one, "1"), (two, "2")):
-                at = [(0, run["before"]["memory"][hops]["em"])]
-                at += [
-                    (step["step"], step["heldout"][hops]["em"])
-                    for step in run["steps"]
-                    if "heldout" in step
-                ]
-                axis.plot(*zip(*at, strict=True), marker="o", markersize=3, **style)
+                for source, key, line in (("memory", "heldout", "-"), ("sampled", "sampled", ":")):
+                    at = [(0, run["before"][source][hops]["em"])]
+                    at += [(s["step"], s[key][hops]["em"]) for s in run["steps"] if key in s]
+                    axis.plot(*zip(*at, strict=True), line, marker="o", markersize=3, **style)
+                    style.pop("label", None)
             for axis, key in ((reward, "reward"), (searches, "searches")):
                 axis.plot(*zip(*((s["step"], s[key]) for s in run["steps"]), strict=True), **style)
     for axis, hops in ((one, "one hop"), (two, "two hops")):

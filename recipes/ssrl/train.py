@@ -32,7 +32,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--variant", nargs="+", choices=tuple(VARIANTS), default=["ssrl"],
         help="unmasked: information is trained on, too; index: RL with the real index")  # fmt: skip
     add("--seeds", nargs="+", type=int, default=[0], help="of countries, weights and draws")
-    add("--steps", type=int, default=20, help="of GRPO")
+    add("--steps", type=int, default=60, help="of GRPO")
     add("--out", type=Path, default=_HERE / "results", help="results folder")
     add("--fresh", action="store_true", help="delete what --out holds instead of going on with it")
 
@@ -40,19 +40,19 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     data.add_argument("--countries", type=int, default=120, help="the most populous")
     data.add_argument("--warmup-fraction", type=float, default=0.4, help="of them, in questions")
     data.add_argument("--rl-fraction", type=float, default=0.3, help="the rest is held out")
-    data.add_argument("--popularity", type=float, default=0.15,
+    data.add_argument("--popularity", type=float, default=0.0,
         help="a document is met population ** this times, up to a factor")  # fmt: skip
     data.add_argument("--heldout", type=int, default=150, help="questions of one hop, and of two")
 
     model = parser.add_argument_group("model and its supervised warm-up")
     model.add_argument("--hidden-size", type=int, default=96)
     model.add_argument("--layers", type=int, default=2)
-    model.add_argument("--warmup-steps", type=int, default=400)
-    model.add_argument("--documents-per-step", type=int, default=72)
+    model.add_argument("--warmup-steps", type=int, default=600)
+    model.add_argument("--documents-per-step", type=int, default=96)
     model.add_argument("--demonstrations-per-step", type=int, default=16)
-    model.add_argument("--made-up-per-step", type=int, default=12, help="demonstrations, too")
+    model.add_argument("--made-up-per-step", type=int, default=8, help="demonstrations, too")
     model.add_argument("--warmup-learning-rate", type=float, default=5e-3)
-    model.add_argument("--mix", type=float, nargs=3, default=[0.5, 0.3, 0.2],
+    model.add_argument("--mix", type=float, nargs=3, default=[0.7, 0.15, 0.15],
         help="of demonstrations that search not at all, once, for all")  # fmt: skip
 
     rl = parser.add_argument_group("reinforcement learning")
@@ -62,7 +62,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     rl.add_argument("--learning-rate", type=float, default=3e-4)
     rl.add_argument("--max-new-tokens", type=int, default=64)
     rl.add_argument("--top-k", type=int, default=1, help="passages that the index returns")
-    rl.add_argument("--eval-every", type=int, default=10, help="steps; checkpoints too")
+    rl.add_argument("--eval-every", type=int, default=20, help="steps; checkpoints too")
     return parser.parse_args(argv)
 
 
@@ -174,6 +174,7 @@ class _Run:
                 log[-1]["cpu_seconds"] = time.process_time() - cpu
                 if (number + 1) % self.args.eval_every == 0 or number + 1 == told.steps:
                     log[-1]["heldout"] = self._measured("memory")
+                    log[-1]["sampled"] = self._measured("memory", greedy=False)
                     state = {"model": self.model.state_dict(), "optimizer": optimizer.state_dict()}
                     _save(state | {"log": log}, checkpoint)
                 em = "EM {em:.2f}, form {format:.2f}, {searches:.1f} searches".format(**found)

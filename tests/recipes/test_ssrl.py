@@ -359,6 +359,8 @@ def test_a_run_is_measured_everywhere(recipe: SimpleNamespace, runs: SimpleNames
             for source in (*recipe.rollout.INFORMATION, "sampled"):
                 assert set(metrics[model][source]) == {"1", "2"}
         assert [s["step"] for s in metrics["steps"] if "heldout" in s] == [2, 4]
+        last, after = metrics["steps"][-1], metrics["after"]
+        assert (last["heldout"], last["sampled"]) == (after["memory"], after["sampled"])
         assert metrics["heldout"] == {"1": 6, "2": 6}
     assert runs.results["ssrl"][0]["before"] == runs.results["index"][0]["before"]
     assert (runs.out / "curves.png").read_bytes().startswith(b"\x89PNG")
