@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from logpi.rewards.code import ProgramTests
+from logpi.rewards.code import Limits, ProgramTests
 from logpi.rewards.code.flowchart import flowchart
+from logpi.rewards.code.mutants import mutants, undetected
 from logpi.rewards.code.problems import DIFFICULTIES, KINDS, Problem, problems
 
 
@@ -143,6 +144,51 @@ def test_every_problem_has_tests_of_each_kind() -> None:
         assert len(problem.kinds) == len(problem.test) >= 3
         values = {test.rpartition(" == ")[2] for test in problem.test}
         assert len(values) >= 3  # no constant passes
+
+
+def without_a_part(program: str) -> list[str]:
+    """Line by line: a statement passed over, a question answered for good. By text, not by ast."""
+    lines = program.split("\n")
+    shorter = []
+    for place, line in enumerate(lines[1:], 1):
+        indent, word = re.match(r"( *)(\w+)", line).groups()  # type: ignore[union-attr]
+        if word in ("if", "elif"):
+            changed = [f"{indent}{word} {answer}:" for answer in (True, False)]
+        else:
+            changed = [] if line.endswith(":") else [indent + "pass"]
+        shorter += ["\n".join([*lines[:place], new, *lines[place + 1 :]]) for new in changed]
+    return shorter
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="sandbox: expected Linux")
+def test_nothing_can_be_left_out_of_a_solution_unseen() -> None:
+    limits = Limits(cpu_seconds=1, wall_seconds=20.0)  # some never end
+    reward = ProgramTests(strict=False, limits=limits)
+    for_loops = [p for p in MANY if "while" not in p.canonical_solution][:33]
+    some = [*for_loops, *(p for p in MANY if "while" in p.canonical_solution)][:35]
+    programs = [(text, p) for p in some for text in without_a_part(p.canonical_solution)]
+    rewards = reward([text for text, _ in programs], test=[p.test for _, p in programs])
+    unseen = [text for (text, _), r in zip(programs, rewards, strict=True) if r == 1.0]
+    assert not unseen, unseen[0]
+
+
+DEAD = {  # mutants, and how many of them no x in [0, 12) tells apart
+    "def f(x):\n    t = x\n    if x > 99:\n        t = 0\n    return t": (5, 2),
+    "def f(x):\n    t = x\n    t += x - x\n    return t": (3, 1),
+    "def f(x):\n    t = 5\n    t = x\n    return t": (3, 1),
+    "def f(x):\n    t = 0\n    while t < x and t < 99:\n        t += 2\n    return t": (5, 1),
+    "def f(x):\n    while x > 0:\n        x -= 3\n    return x": (2, 0),  # one never ends
+}
+
+
+@pytest.mark.parametrize("program", DEAD)
+def test_what_no_test_sees_is_found(program: str) -> None:
+    names: dict[str, Any] = {}
+    exec(program, names)
+    values = {str(x): names["f"](x) for x in range(12)}
+    dead = undetected(program, "f", values)
+    assert (len(list(mutants(program))), dead) == DEAD[program]
+    assert undetected(program, "f", values | {"100": 1.5}) == 0  # no mutant answers that
 
 
 def test_harder_charts_are_larger() -> None:

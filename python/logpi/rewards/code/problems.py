@@ -1,7 +1,8 @@
 """Flowchart problems of any number: functions drawn from families, their charts, their tests.
 
 A family is a shape (two branches, a loop with a condition, a recurrence..) whose constants,
-comparisons and operations are drawn. The tests' expected values come from running the function.
+comparisons and operations are drawn. The tests' expected values come from running the function, and
+no statement of it can be left out without failing one of them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from logpi.rewards.code.flowchart import Flowchart, flowchart
+from logpi.rewards.code.mutants import undetected
 from logpi.rewards.contract import check_choice, check_count
 
 DIFFICULTIES = ("easy", "medium", "hard")
@@ -283,15 +285,18 @@ def _assertions(
     names: dict[str, Any] = {}
     exec(program, names)
     tests: dict[str, str] = {}
-    values = set()
+    values: dict[str, int] = {}
     for kind, arguments in _calls(program, draw):
         evaluated = [eval(argument) for argument in arguments]
         value = names["f"](*evaluated)
         if abs(value) > 10**12:  # a number to copy, not to compute
             continue
-        values.add(value)
-        tests.setdefault(f"assert f({', '.join(arguments)}) == {value}", kind)
-    if len(values) < 3 or set(tests.values()) != set(KINDS):
+        called = ", ".join(arguments)
+        values[called] = value
+        tests.setdefault(f"assert f({called}) == {value}", kind)
+    if len(set(values.values())) < 3 or set(tests.values()) != set(KINDS):
+        return None
+    if undetected(program, "f", values):
         return None
     return tuple(tests.values()), tuple(tests)
 
