@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import model as models
 import torch
 from countdown import canonical
-from tasks import Entry, Task, prompt
+from tasks import Entry, Task
 from torch import Tensor
 
 import logpi
@@ -36,18 +37,11 @@ def sampled(
     correct, solved, distinct, entropy, tokens = 0, 0, 0, 0.0, 0
     for start in range(0, len(entries), 32):
         asked = entries[start : start + 32]
-        inputs = tokenizer([prompt(e) for e in asked], return_tensors="pt", padding=True)
-        ids = model.generate(
-            **{key: inputs[key] for key in ("input_ids", "attention_mask")},
-            max_new_tokens=max_new_tokens,
-            do_sample=True,
-            temperature=1.0,
-            top_k=0,
-            top_p=1.0,
-            num_return_sequences=samples,
+        ids, attended = models.complete(
+            model, tokenizer, asked, max_new_tokens=max_new_tokens, samples=samples
         )
-        length = inputs["input_ids"].shape[1]
-        sum_, count = _entropy(model, tokenizer, ids, inputs["attention_mask"], length, samples)
+        length = attended.shape[1]
+        sum_, count = _entropy(model, tokenizer, ids, attended, length, samples)
         entropy, tokens = entropy + sum_, tokens + count
         texts = tokenizer.batch_decode(ids[:, length:], skip_special_tokens=True)
         for at, entry in enumerate(asked):

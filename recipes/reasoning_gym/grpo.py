@@ -42,27 +42,60 @@ def run_grpo(
     backend: str,
     on_step: Callable[[dict[str, Any]], None] = lambda log: None,
 ) -> list[dict[str, Any]]:
+    """`train` on the questions of a task, by its verifier; returns one dict a step."""
+
+    def heldout(model: Any, tokenizer: Any) -> dict[str, float]:
+        length = settings.max_new_tokens
+        accuracy = models.greedy_accuracy(
+            model, tokenizer, task, task.splits.heldout, max_new_tokens=length
+        )
+        return {"heldout_accuracy": accuracy}
+
+    rows = [{"prompt": prompt(e), "index": i} for i, e in enumerate(task.splits.rl)]
+    told = {"log_probs": log_probs, "backend": backend, "on_step": on_step}
+    trainer = train(warm, folder, reward(task, task.splits.rl), rows, heldout, settings, **told)
+    return steps(trainer)
+
+
+def train(
+    warm: Path,
+    folder: Path,
+    reward_func: Callable[..., list[float]],
+    rows: list[dict[str, Any]],
+    heldout: Callable[[Any, Any], dict[str, float]],
+    settings: GRPOSettings,
+    *,
+    log_probs: str = "logpi",
+    backend: str = "auto",
+    on_step: Callable[[dict[str, Any]], None] = lambda log: None,
+) -> GRPOTrainer:
     """Trains the warm model; continues from the newest whole checkpoint in `folder`, if any.
 
-    Returns one dict a step: step, reward, entropy, loss, seconds in the loss head,
-    held-out accuracy (where measured), and the rest of what TRL logs.
+    Args:
+        reward_func: as TRL calls it; the columns of `rows` come with the completions.
+        heldout: of (model, tokenizer), what to log every `eval_steps` and at the end.
+        on_step: is given each step's log, to which it may add.
     """
     model, tokenizer = models.load(warm)
     timer = LossHeadTimer()
     trainer = GRPOTrainer(
         model=model,
-        reward_funcs=reward(task, task.splits.rl),
+        reward_funcs=reward_func,
         args=config(folder, settings),
-        train_dataset=Dataset.from_list(
-            [{"prompt": prompt(e), "index": i} for i, e in enumerate(task.splits.rl)]
-        ),
+        train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
-        callbacks=[_Progress(timer, task, tokenizer, settings, on_step)],
+        callbacks=[_Progress(timer, lambda model: heldout(model, tokenizer), settings, on_step)],
     )
     trainer.remove_callback(PrinterCallback)
     head = use_logpi(backend=backend) if log_probs == "logpi" else nullcontext()
     with head, timer.installed():
         trainer.train(resume_from_checkpoint=newest_checkpoint(folder))
+    return trainer
+
+
+def steps(trainer: GRPOTrainer) -> list[dict[str, Any]]:
+    """One dict a step: step, reward, entropy, loss, seconds in the loss head, what is measured on
+    held-out questions (where it is), and the rest of what TRL logs."""
     return [log for log in trainer.state.log_history if "reward" in log]
 
 
@@ -112,12 +145,11 @@ class _Progress(TrainerCallback):
     def __init__(
         self,
         timer: LossHeadTimer,
-        task: Task,
-        tokenizer: Any,
+        heldout: Callable[[Any], dict[str, float]],
         settings: GRPOSettings,
         on_step: Callable[[dict[str, Any]], None],
     ) -> None:
-        self.timer, self.task, self.tokenizer = timer, task, tokenizer
+        self.timer, self.heldout = timer, heldout
         self.settings, self.on_step = settings, on_step
 
     def on_log(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
@@ -130,11 +162,5 @@ class _Progress(TrainerCallback):
         self.timer.reset()
         step, every = log["step"], self.settings.eval_steps
         if step % every == 0 or step == self.settings.steps:
-            log["heldout_accuracy"] = models.greedy_accuracy(
-                model,
-                self.tokenizer,
-                self.task,
-                self.task.splits.heldout,
-                max_new_tokens=self.settings.max_new_tokens,
-            )
+            log |= self.heldout(model)
         self.on_step(log)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from tasks import Entry, Task, prompt
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -25,12 +25,17 @@ import logpi
 PAD, EOS = "<|pad|>", "<|end|>"
 
 
-def build_tokenizer(texts: Iterable[str], vocab_size: int = 1024) -> PreTrainedTokenizerFast:
-    """Byte-level BPE in which the phrases of the questions merge and every digit stays alone."""
+def build_tokenizer(
+    texts: Iterable[str], vocab_size: int = 1024, *, pieces: str | None = None
+) -> PreTrainedTokenizerFast:
+    """Byte-level BPE in which the phrases of the questions merge and every digit stays alone, or
+    whatever the regular expression `pieces` finds stays apart from what is around it."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.Split(Regex(pieces), "isolated")
+            if pieces
+            else pre_tokenizers.Digits(individual_digits=True),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -76,21 +81,28 @@ def warm_up(
     steps: int,
     batch_size: int,
     learning_rate: float,
+    by_length: bool = False,
     on_step: Callable[[float], None] = lambda loss: None,
 ) -> None:
-    """Maximises log p(answer | question) for `steps` batches."""
+    """Maximises log p(answer | question) for `steps` batches; `by_length`: of entries about as
+    long as each other, which pads less."""
+    if batch_size > len(entries):
+        raise ValueError(f"batch_size: expected at most {len(entries)} entries, got {batch_size}")
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(  # ends near 0: what GRPO gains is not cooling
         optimizer, max_lr=learning_rate, total_steps=steps
     )
     ids, answer_mask = _encode(tokenizer, entries)
+    lengths = (ids != tokenizer.pad_token_id).sum(1)
     model.train()
     order = torch.empty(0, dtype=torch.long)
     for _ in range(steps):
         if len(order) < batch_size:
-            order = torch.cat([order, torch.randperm(len(ids))])
+            more = torch.randperm(len(ids))
+            order = torch.cat([order, _batched(more, lengths, batch_size) if by_length else more])
         rows, order = order[:batch_size], order[batch_size:]
-        inputs, wanted = ids[rows], answer_mask[rows, 1:]
+        first = ids.shape[1] - int(lengths[rows].max()) if by_length else 0
+        inputs, wanted = ids[rows, first:], answer_mask[rows, first + 1 :]
         hidden = model.model(inputs, attention_mask=inputs != tokenizer.pad_token_id)[0]
         logits = model.lm_head(hidden[:, :-1][wanted])
         loss = -logpi.token_log_probs(logits, inputs[:, 1:][wanted]).log_probs.mean()
@@ -102,24 +114,11 @@ def warm_up(
         on_step(loss.item())
 
 
-def make_warm(
-    folder: Path,
-    entries: Sequence[Entry],
-    *,
-    seed: int,
-    hidden_size: int,
-    num_layers: int,
-    vocab_size: int,
-    **told: Any,
-) -> None:
-    """Saves in `folder` a new model that `warm_up` taught the entries, and their tokenizer."""
-    set_seed(seed)
-    tokenizer = build_tokenizer(prompt(e) + e["answer"] for e in entries)
-    model = build_model(
-        tokenizer, hidden_size=hidden_size, num_layers=num_layers, vocab_size=vocab_size
-    )
-    warm_up(model, tokenizer, entries, **told)
-    save(model, tokenizer, folder)
+def _batched(order: Tensor, lengths: Tensor, batch_size: int) -> Tensor:
+    """Whole batches of rows of like length, in no order; the rest is dropped."""
+    order = order[: len(order) // batch_size * batch_size]
+    batches = order[lengths[order].argsort(stable=True)].view(-1, batch_size)
+    return batches[torch.randperm(len(batches))].flatten()
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, entries: Sequence[Entry]) -> tuple[Tensor, Tensor]:
@@ -136,6 +135,36 @@ def _encode(tokenizer: PreTrainedTokenizerBase, entries: Sequence[Entry]) -> tup
 
 
 @torch.no_grad()
+def complete(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    entries: Sequence[Entry],
+    *,
+    max_new_tokens: int,
+    samples: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The most likely completion of each entry, or `samples` of each at temperature 1.
+
+    Returns:
+        ids `[B * samples, T]` with the prompts in front, and the mask `[B, P]` of the prompts.
+    """
+    how: dict[str, Any] = {"do_sample": False}
+    if samples is not None:
+        how = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+        how["num_return_sequences"] = samples
+    was_training = model.training
+    model.eval()
+    inputs = tokenizer([prompt(e) for e in entries], return_tensors="pt", padding=True)
+    ids = model.generate(
+        input_ids=inputs["input_ids"],
+        attention_mask=inputs["attention_mask"],
+        max_new_tokens=max_new_tokens,
+        **how,
+    )
+    model.train(was_training)
+    return ids, inputs["attention_mask"]
+
+
 def greedy_accuracy(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -145,19 +174,8 @@ def greedy_accuracy(
     max_new_tokens: int,
 ) -> float:
     """The fraction of entries whose most likely completion the task's verifier scores 1.0."""
-    was_training = model.training
-    model.eval()
-    inputs = tokenizer([prompt(e) for e in entries], return_tensors="pt", padding=True)
-    output = model.generate(
-        input_ids=inputs["input_ids"],
-        attention_mask=inputs["attention_mask"],
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-    )
-    model.train(was_training)
-    texts = tokenizer.batch_decode(
-        output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
-    )
+    ids, mask = complete(model, tokenizer, entries, max_new_tokens=max_new_tokens)
+    texts = tokenizer.batch_decode(ids[:, mask.shape[1] :], skip_special_tokens=True)
     scores = [task.score(text, entry) for text, entry in zip(texts, entries, strict=True)]
     return sum(score == 1.0 for score in scores) / len(scores)
 
