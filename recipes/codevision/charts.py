@@ -1,0 +1,187 @@
+"""Flowcharts and their programs, split so that no function is in two places."""
+
+from __future__ import annotations
+
+import ast
+import random
+import re
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from logpi.rewards.code.flowchart import flowchart
+from logpi.rewards.code.problems import Problem, problems
+
+Entry = dict[str, Any]  # question (the chart), answer (the program), and the fields of its Problem
+
+FAMILIES = {"easy": 3, "medium": 4, "hard": 4}  # of `logpi.rewards.code.problems`
+# Where the tokenizer cuts: between boxes, before the arrows, at an indent, at each digit. What lies
+# between is cut alike in a chart and in its program, so that one can be copied to the other; and
+# the arrows of a common shape become one token.
+PIECES = (
+    r'flowchart TD\n    n0\(\["|(?:"\]\)|"\]|\?"\})\n    n\d+(?:\(\[|\[|\{)"'
+    r'|"\]\)(?:\n    n\d+ -->(?:\|\w+\|)? n\d+)+|\n *|\d'
+)
+_PROBES: dict[str, tuple[Any, ...]] = {  # by parameter: what functions are told apart by
+    "x": (-7, 0, 1, 5, 12, 29, 100), "y": (4, -3, 9, 0, 12, 50, 33),
+    "n": (0, 1, 2, 3, 5, 8, 13, 21, 34, 55, 1000), "m": (3, 0, 12, -4),
+    "xs": ([], [4, -2, 9, 12, 0, 7], [1, 1, 2, 3, 5, 8, -13], [15, 14, 3, 6, -5, 10, 2]),
+}  # fmt: skip
+_MIRRORED = {"<": "<=", "<=": "<", ">": ">=", ">=": ">", "==": "!=", "!=": "=="}
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Three lists of entries that share no structure and no function.
+
+    Attributes:
+        heldout: never trained on, as many of each difficulty.
+        warmup: with programs, for the supervised warm-up.
+        rl: for GRPO, which sees the charts and, through the sandbox alone, what programs do.
+    """
+
+    heldout: list[Entry]
+    warmup: list[Entry]
+    rl: list[Entry]
+
+
+def splits(*, seed: int, heldout: int, warmup: int, rl: int) -> Splits:
+    """Problems of `logpi.rewards.code` by what their programs look like and by what they do.
+
+    The structures of a family are dealt to the splits in turn. A program that answers every probe
+    as one of another split does is left out.
+
+    Raises:
+        ValueError: sizes that are no multiple of 36: as many of each family of a difficulty.
+    """
+    sizes = {"warmup": warmup, "rl": rl, "heldout": heldout}
+    for name, size in sizes.items():
+        if size < 36 or size % 36:
+            raise ValueError(f"{name}: expected a multiple of 36, got {size}")
+    number = 4 * sum(sizes.values())
+    while True:
+        found = _dealt(problems(number, seed=seed), sizes)
+        if all(len(found[name]) == size for name, size in sizes.items()):
+            return Splits(**found)
+        number += number // 2
+
+
+def _dealt(drawn: list[Problem], sizes: dict[str, int]) -> dict[str, list[Entry]]:
+    """As much of each split as there is in these problems."""
+    structures: dict[str, dict[str, str]] = {}  # of a family, the split of each
+    functions: dict[Any, str] = {}
+    kept: Counter[tuple[str, str]] = Counter()
+    found: dict[str, list[Entry]] = {name: [] for name in sizes}
+    for problem in drawn:
+        family = problem.task_id.rpartition("/")[2]
+        dealt = structures.setdefault(family, {})
+        so_far = Counter(dealt.values())
+        next_split = min(sizes, key=lambda name: so_far[name] / sizes[name])
+        split = dealt.setdefault(structure(problem.canonical_solution), next_split)
+        if kept[split, family] < sizes[split] // 3 // FAMILIES[problem.difficulty]:
+            does = behaviour(problem.canonical_solution)
+            if functions.setdefault(does, split) == split:
+                kept[split, family] += 1
+                found[split].append(entry(problem))
+    return found
+
+
+def entry(problem: Problem) -> Entry:
+    return {
+        "question": problem.chart.mermaid(),
+        "answer": problem.canonical_solution,
+        **asdict(problem),
+        "test": list(problem.test),
+    }
+
+
+def structure(program: str) -> str:
+    """The program without its numbers and without which comparison it makes."""
+    return re.sub(r"[<>=!]=|[<>]", "?", re.sub(r"\d+", "_", program))
+
+
+def behaviour(program: str) -> tuple[Any, ...]:
+    """What the program (one of ours: it runs here) answers to the probes of its parameters."""
+    names: dict[str, Any] = {}
+    exec(program, names)
+    parameters = program.partition("(")[2].partition(")")[0].split(", ")
+    calls = zip(*(_PROBES[name] for name in parameters), strict=False)
+    return tuple(parameters), *(names["f"](*arguments) for arguments in calls)
+
+
+# ---- what the warm-up learns from ----------------------------------------------------------------
+
+
+def with_other_numbers(entries: list[Entry], copies: int, *, seed: int) -> list[Entry]:
+    """Each entry so many times, its numbers and inequalities drawn again: its structure stays.
+
+    A chart that is never the same twice cannot be learnt by heart, only read. The copies have no
+    tests, and nobody runs them: some never end.
+    """
+    draw = random.Random(f"numbers {seed}")
+
+    def redrawn(match: re.Match[str]) -> str:
+        if match[0] in _MIRRORED:
+            return draw.choice(("<", "<=", ">", ">="))
+        digits = [draw.choice("123456789"), *(draw.choice("0123456789") for _ in match[0][1:])]
+        return "".join(digits)
+
+    found = []
+    for one in entries:
+        for _ in range(copies):
+            program = re.sub(r"<=|>=|[<>]|[1-9]\d*", redrawn, one["answer"])
+            found.append({"question": flowchart(program).mermaid(), "answer": program})
+    return found
+
+
+def with_flaws(entries: list[Entry], fraction: float, *, seed: int) -> list[Entry]:
+    """The entries, `fraction` of the programs with one slip: a comparison that takes in its edge or
+    does not, a number one off, a plus for a minus, a line forgotten."""
+    draw = random.Random(f"flaws {seed}")
+    return [
+        one | {"answer": flawed(one["answer"], draw)} if draw.random() < fraction else one
+        for one in entries
+    ]
+
+
+def flawed(program: str, draw: random.Random) -> str:
+    """The program with one slip, below its first line."""
+    head, body = program.split("\n", 1)
+    slip = draw.choice((_comparison, _number, _sign, _line))
+    return head + "\n" + slip(body, draw)
+
+
+def _comparison(body: str, draw: random.Random) -> str:
+    return _exchanged(body, r"[<>=!]=|[<>]", lambda found: _MIRRORED[found], draw)
+
+
+def _number(body: str, draw: random.Random) -> str:
+    return _exchanged(body, r"\d+", lambda found: str(abs(int(found) + draw.choice((-1, 1)))), draw)
+
+
+def _sign(body: str, draw: random.Random) -> str:
+    other = {" + ": " - ", " - ": " + ", "+=": "-=", "-=": "+="}
+    return _exchanged(body, r" [+-] |[+-]=", lambda found: other[found], draw)
+
+
+def _line(body: str, draw: random.Random) -> str:
+    lines = body.split("\n")
+    shorter = ["\n".join(lines[:i] + lines[i + 1 :]) for i in range(len(lines))]
+    return draw.choice([rest for rest in shorter if _parses(rest)] or [body])
+
+
+def _parses(body: str) -> bool:
+    try:
+        ast.parse("def f():\n" + body)
+    except SyntaxError:
+        return False
+    return True
+
+
+def _exchanged(body: str, pattern: str, other: Any, draw: random.Random) -> str:
+    """One match exchanged; if there is none, nothing."""
+    found = list(re.finditer(pattern, body))
+    if not found:
+        return body
+    match = draw.choice(found)
+    return body[: match.start()] + other(match[0]) + body[match.end() :]

@@ -1,0 +1,294 @@
+"""The flowchart recipe in miniature: no function in two splits, and the sandbox is the reward."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import random
+import sys
+from collections.abc import Iterator
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+pytestmark = [
+    pytest.mark.frameworks,
+    pytest.mark.filterwarnings(r"ignore::DeprecationWarning:(trl|transformers|accelerate)\b.*"),
+    pytest.mark.filterwarnings(r"ignore::FutureWarning:(trl|transformers|accelerate)\b.*"),
+    pytest.mark.skipif(sys.platform != "linux", reason="sandbox: expected Linux"),
+]
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+MODULES = ("countdown", "tasks", "model", "loss_head", "grpo", "running", "charts", "judging",
+           "figures")  # fmt: skip
+SPLITS = ("heldout", "warmup", "rl")
+TINY = {
+    "--heldout": 36,
+    "--warmup-charts": 36,
+    "--rl-charts": 36,
+    "--warmup-copies": 2,
+    "--hidden-size": 32,
+    "--layers": 1,
+    "--warmup-steps": 2,
+    "--warmup-batch-size": 12,
+    "--steps": 2,
+    "--prompts-per-step": 3,
+    "--num-generations": 4,
+    "--max-new-tokens": 8,
+    "--samples": 8,
+    "--eval-steps": 2,
+}
+NOUGHT = "def f(*arguments):\n    return 0"
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Iterator[SimpleNamespace]:
+    """The recipe's modules and those it borrows; they are no packages."""
+    for needed in ("trl", "reasoning_gym", "tokenizers", "matplotlib", "rich"):
+        pytest.importorskip(needed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setattr(sys, "path", [*sys.path])  # the script puts its folders there, too
+        sys.path[:0] = [str(RECIPES / "reasoning_gym"), str(RECIPES / "codevision")]
+        modules = {name: importlib.import_module(name) for name in MODULES}
+        spec = spec_from_file_location("codevision_train", RECIPES / "codevision" / "train.py")
+        train = module_from_spec(spec)  # type: ignore[arg-type]
+        spec.loader.exec_module(train)  # type: ignore[union-attr]
+        yield SimpleNamespace(**modules, train=train)
+    for name in MODULES:
+        del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def run(recipe: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """One run: its metrics and folder, and what was learnt from, asked, rewarded and measured.
+
+    The untrained model writes nothing that parses, so every completion counts as NOUGHT.
+    """
+    from logpi.integrations.trl import LogProbHead
+    from logpi.rewards.code import reward
+
+    seen = SimpleNamespace(learnt=[], rows=[], rewarded=[], measured=[], heads=0)
+    out = tmp_path_factory.mktemp("results")
+
+    def spy(owner: Any, name: str, record: Any) -> None:
+        plain = getattr(owner, name)
+
+        def spied(*args: Any, **named: Any) -> Any:
+            record(args, named)
+            return plain(*args, **named)
+
+        patch.setattr(owner, name, spied)
+
+    def count_head(*_: Any) -> None:
+        seen.heads += 1
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reward, "extract_program", lambda *args, **named: NOUGHT)
+        spy(recipe.model, "warm_up", lambda args, _: seen.learnt.extend(args[2]))
+        spy(recipe.grpo, "train", lambda args, _: seen.rows.extend(args[3]))
+        spy(recipe.judging, "measure", lambda args, _: seen.measured.append(args[2]))
+        spy(LogProbHead, "apply", count_head)
+        spy(
+            recipe.judging.TimedReward,
+            "__call__",
+            lambda args, columns: seen.rewarded.append(columns or args),
+        )
+        seen.arguments = [str(part) for o in (TINY | {"--out": out}).items() for part in o]
+        seen.metrics = recipe.train.main(seen.arguments)
+    seen.out = out
+    return seen
+
+
+# ---- data ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def splits(recipe: SimpleNamespace, run: SimpleNamespace) -> Any:
+    """Those of the run."""
+    return recipe.charts.Splits(**json.loads((run.out / "seed0" / "splits.json").read_text()))
+
+
+def test_no_function_is_in_two_splits(recipe: SimpleNamespace, splits: Any) -> None:
+    charts = recipe.charts
+    for same in (charts.structure, charts.behaviour):
+        sets = [{same(e["answer"]) for e in getattr(splits, name)} for name in SPLITS]
+        assert len(set.union(*sets)) == sum(map(len, sets)), same.__name__
+    for name in SPLITS:
+        entries = getattr(splits, name)
+        assert len({e["answer"] for e in entries}) == len(entries) == 36
+        difficulties = [e["difficulty"] for e in entries]
+        assert all(difficulties.count(d) == 12 for d in ("easy", "medium", "hard"))
+
+
+def test_structures_leave_out_numbers_and_comparisons(recipe: SimpleNamespace) -> None:
+    of = recipe.charts.structure
+    program = "def f(n):\n    if n % 12 == 3:\n        return n + 1\n    return n * 5"
+    assert of(program) == of(program.replace("12 == 3", "7 >= 4").replace("* 5", "* 9"))
+    assert of(program) != of(program.replace("n * 5", "n + 5"))
+
+
+def test_behaviour_finds_one_function_in_two_programs(recipe: SimpleNamespace) -> None:
+    of = recipe.charts.behaviour
+    programs = ["def f(n):\n    return n * 2", "def f(n):\n    return n + n"]
+    assert of(programs[0]) == of(programs[1]) != of("def f(n):\n    return n * 3")
+
+
+def test_sizes_that_cannot_be_shared_out_raise(recipe: SimpleNamespace) -> None:
+    with pytest.raises(ValueError, match="rl: expected a multiple of 36, got 40"):
+        recipe.charts.splits(seed=0, heldout=36, warmup=36, rl=40)
+
+
+def test_copies_keep_their_structure(recipe: SimpleNamespace, splits: Any) -> None:
+    from logpi.rewards.code.flowchart import flowchart
+
+    charts, entries = recipe.charts, splits.warmup
+    copies = charts.with_other_numbers(entries, 3, seed=0)
+    assert copies == charts.with_other_numbers(entries, 3, seed=0)
+    of = charts.structure
+    assert [of(c["answer"]) for c in copies] == [of(e["answer"]) for e in entries for _ in "abc"]
+    assert all(c["question"] == flowchart(c["answer"]).mermaid() for c in copies)
+    assert len({c["answer"] for c in copies}) > 0.9 * len(copies)
+
+
+def test_flaws_are_programs_and_most_fail(recipe: SimpleNamespace, splits: Any) -> None:
+    charts, entries = recipe.charts, splits.warmup
+    assert charts.with_flaws(entries, 0.0, seed=0) == entries
+    half = charts.with_flaws(entries, 0.5, seed=0)
+    assert (
+        half == charts.with_flaws(entries, 0.5, seed=0) != charts.with_flaws(entries, 0.5, seed=1)
+    )
+    changed = sum(a["answer"] != b["answer"] for a, b in zip(entries, half, strict=True))
+    assert 0.3 < changed / len(entries) < 0.6
+    draw = random.Random(0)
+    texts = [charts.flawed(e["answer"], draw) for e in entries]
+    for text in texts:
+        compile(text, "<flawed>", "exec")
+    assert recipe.judging.passed([e["answer"] for e in entries], entries) == [True] * len(entries)
+    assert sum(recipe.judging.passed(texts, entries)) < 0.35 * len(entries)
+
+
+def test_a_number_of_a_chart_is_read_digit_by_digit(recipe: SimpleNamespace, splits: Any) -> None:
+    texts = [recipe.tasks.prompt(e) + e["answer"] for e in splits.warmup]
+    tokenizer = recipe.model.build_tokenizer(texts, 640, pieces=recipe.charts.PIECES)
+    for text in texts:
+        ids = tokenizer(text)["input_ids"]
+        assert tokenizer.decode(ids) == text
+        assert len(ids) < 128 < len(text)
+        inside = [
+            t for t in tokenizer.convert_ids_to_tokens(ids) if "-->" not in t and '"' not in t
+        ]
+        assert all(len(t) == 1 or not any(map(str.isdigit, t)) for t in inside)
+
+
+def test_batches_of_like_length_hold_every_row_once(recipe: SimpleNamespace) -> None:
+    torch.manual_seed(0)
+    lengths = torch.randint(20, 90, (50,))
+    order = recipe.model._batched(torch.randperm(50), lengths, 8)
+    assert len(set(order.tolist())) == len(order) == 48
+    spread = [(lengths[rows].max() - lengths[rows].min()).item() for rows in order.view(-1, 8)]
+    assert max(spread) < 35
+
+
+# ---- the reward ---------------------------------------------------------------------------------
+
+
+def test_the_reward_is_the_sandboxs(recipe: SimpleNamespace, splits: Any) -> None:
+    from logpi.rewards.code import Sandbox
+
+    entries, draw = splits.rl[:9], random.Random(0)
+    texts = [e["answer"] for e in entries[:3]]
+    texts += [recipe.charts.flawed(e["answer"], draw) for e in entries[3:8]]
+    texts.append("def f(x: no program")
+    reward = recipe.judging.TimedReward()
+    columns = {name: [e[name] for e in entries] for name in recipe.judging.COLUMNS}
+    got = reward(completions=texts, prompts=[], **columns)
+    with Sandbox(strict=False) as sandbox:
+        runs = [sandbox.run(t, e["test"], "f") for t, e in zip(texts, entries, strict=True)]
+    assert got == [run.fraction for run in runs[:8]] + [0.0]
+    assert got[:3] == [1.0] * 3
+    assert 0 < sum(got[3:]) < 5
+    step: dict[str, Any] = {}
+    reward.log(step)
+    assert step["programs"] == step["different_programs"] == 9
+    assert step["sandbox_seconds"] > 0
+    reward.log(step)
+    assert step == {"sandbox_seconds": 0, "programs": 0, "different_programs": 0}
+
+
+# ---- a run --------------------------------------------------------------------------------------
+
+
+def test_what_is_measured_was_never_learnt_from(recipe: SimpleNamespace, run: Any) -> None:
+    of = recipe.charts.structure
+    before, after = run.measured
+    assert before == after
+    held = {of(e["question"]) for e in before}
+    learnt = {of(e["question"]) for e in run.learnt}
+    assert held
+    assert learnt
+    assert (len(before), len(run.learnt), len(run.rows)) == (36, 36 * 2, 36)
+    assert held.isdisjoint(learnt)
+    assert held.isdisjoint(of(row["prompt"].strip()) for row in run.rows)
+    assert not set(run.rows[0]) - {"prompt", *recipe.judging.COLUMNS}  # no solution among them
+    tests = {test for e in before for test in e["test"]}
+    asked = {test for row in run.rows for test in row["test"]}
+    assert len(tests & asked) < 0.2 * len(tests)  # `f(0) == 0` is of many functions
+
+
+def test_what_trl_maximises_is_what_the_sandbox_found(run: Any) -> None:
+    """Every completion counted as NOUGHT: it passes the assertions that expect 0."""
+    for step, columns in zip(run.metrics[0]["steps"], run.rewarded, strict=True):
+        fractions = [sum(t.endswith(" == 0") for t in ts) / len(ts) for ts in columns["test"]]
+        assert len(fractions) == 12
+        assert step["reward"] == pytest.approx(sum(fractions) / 12, rel=1e-6)
+        assert step["rewards/program_tests/mean"] == step["reward"]
+        assert step["programs"] == 12
+        assert 0 < step["sandbox_seconds"] < step["step_time"]
+    assert any(step["reward"] > 0 for step in run.metrics[0]["steps"])
+    assert run.heads == 2  # logpi's, once a step
+
+
+def test_a_run_leaves_numbers_and_pictures(recipe: SimpleNamespace, run: Any, capsys: Any) -> None:
+    (metrics,) = run.metrics
+    for when in ("before", "after"):
+        found = metrics[when]
+        assert list(found["pass@8"]) == ["easy", "medium", "hard", "all"]
+        assert len(found["num_correct"]) == 36
+        value, low, high = found["pass@1"]["all"]
+        assert low <= value <= high
+    assert "heldout_passed" in metrics["steps"][-1]
+    assert (run.out / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert recipe.train.main(run.arguments) == run.metrics  # read, not repeated
+    assert "| 0 | hard |" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"other settings \(steps 2 not 3\)"):
+        recipe.train.main([*run.arguments, "--steps", "3"])
+
+
+def test_pass_at_k_and_the_example(
+    recipe: SimpleNamespace, splits: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries = [e for i in range(2) for d in ("easy", "medium", "hard")
+               for e in [[e for e in splits.heldout if e["difficulty"] == d][i]]]  # fmt: skip
+    right = [e["answer"] for e in entries]
+
+    def texts(model: Any, tokenizer: Any, asked: Any, *, max_new_tokens: int, samples: int = 0):
+        if not samples:
+            return [NOUGHT, *right[1:]] if model == "after" else [NOUGHT] * 6
+        return [t for i, one in enumerate(right) for t in [one if i < 3 else ""] * 2 + [""] * 6]
+
+    monkeypatch.setattr(recipe.judging, "_texts", texts)
+    measure = recipe.judging.measure
+    told = {"samples": 8, "ks": (1, 8), "max_new_tokens": 8, "seed": 0}
+    before, after = (measure(when, None, entries, **told) for when in ("before", "after"))
+    assert before["num_correct"] == [2, 2, 2, 0, 0, 0]
+    assert before["pass@1"]["easy"][0] == pytest.approx((2 / 8 + 0) / 2)
+    assert before["pass@8"]["hard"][0] == before["pass@8"]["all"][0] == 0.5
+    assert after["greedy"] == {"easy": 0.5, "medium": 1.0, "hard": 1.0, "all": 5 / 6}
+    shown = recipe.figures.example({"before": before, "after": after}, entries, tmp_path)
+    assert entries[1]["answer"] in shown or entries[4]["answer"] in shown
+    assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
