@@ -7,20 +7,24 @@ import random
 import re
 from collections import Counter
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any
 
 from logpi.rewards.code.flowchart import flowchart
-from logpi.rewards.code.problems import Problem, problems
+from logpi.rewards.code.problems import Problem, problems, programs
 
 Entry = dict[str, Any]  # question (the chart), answer (the program), and the fields of its Problem
 
 FAMILIES = {"easy": 3, "medium": 4, "hard": 4}  # of `logpi.rewards.code.problems`
-# Where the tokenizer cuts: between boxes, before the arrows, at an indent, at each digit. What lies
-# between is cut alike in a chart and in its program, so that one can be copied to the other; and
-# the arrows of a common shape become one token.
+# Where the tokenizer cuts. A number, a name or an operator is one token, the same in a chart and in
+# its program, so that it can be copied; so are what lies between two boxes, a line's end with the
+# next indent, and the arrows of a common shape.
 PIECES = (
-    r'flowchart TD\n    n0\(\["|(?:"\]\)|"\]|\?"\})\n    n\d+(?:\(\[|\[|\{)"'
-    r'|"\]\)(?:\n    n\d+ -->(?:\|\w+\|)? n\d+)+|\n *|\d'
+    r'flowchart TD\n    n0\(\["f\([a-z, ]+\)"\]\)\n    n1(?:\(\[|\[|\{)"'
+    r'|(?:"\]\)|"\]|\?"\})\n    n\d+(?:\(\[|\[|\{)"'
+    r'|"\]\)(?:\n    n\d+ -->(?:\|\w+\|)? n\d+)+ ?|def f\([a-z, ]+\):\n    '
+    r"|(?:if|elif|while|for|return) |else:\n *|:?\n *"
+    r"| (?:[-+*/%<>=!]+|and|in) |range\(|len\(|, |\d+|[a-z]+|[()\[\]]"
 )
 _PROBES: dict[str, tuple[Any, ...]] = {  # by parameter: what functions are told apart by
     "x": (-7, 0, 1, 5, 12, 29, 100), "y": (4, -3, 9, 0, 12, 50, 33),
@@ -32,33 +36,31 @@ _MIRRORED = {"<": "<=", "<=": "<", ">": ">=", ">=": ">", "==": "!=", "!=": "=="}
 
 @dataclass(frozen=True)
 class Splits:
-    """Three lists of entries that share no structure and no function.
+    """Two lists of entries that share no structure and no function.
 
     Attributes:
         heldout: never trained on, as many of each difficulty.
-        warmup: with programs, for the supervised warm-up.
         rl: for GRPO, which sees the charts and, through the sandbox alone, what programs do.
     """
 
     heldout: list[Entry]
-    warmup: list[Entry]
     rl: list[Entry]
 
 
-def splits(*, seed: int, heldout: int, warmup: int, rl: int) -> Splits:
+def splits(*, seed: int, heldout: int, rl: int) -> Splits:
     """Problems of `logpi.rewards.code` by what their programs look like and by what they do.
 
-    The structures of a family are dealt to the splits in turn. A program that answers every probe
-    as one of another split does is left out.
+    The structures of a family are dealt in turn, half of them to neither split: `to_learn_from`
+    has those. A program that answers every probe as one of another split does is left out.
 
     Raises:
         ValueError: sizes that are no multiple of 36: as many of each family of a difficulty.
     """
-    sizes = {"warmup": warmup, "rl": rl, "heldout": heldout}
+    sizes = {"rl": rl, "heldout": heldout}
     for name, size in sizes.items():
         if size < 36 or size % 36:
             raise ValueError(f"{name}: expected a multiple of 36, got {size}")
-    number = 4 * sum(sizes.values())
+    number = 6 * sum(sizes.values())
     while True:
         found = _dealt(problems(number, seed=seed), sizes)
         if all(len(found[name]) == size for name, size in sizes.items()):
@@ -68,6 +70,7 @@ def splits(*, seed: int, heldout: int, warmup: int, rl: int) -> Splits:
 
 def _dealt(drawn: list[Problem], sizes: dict[str, int]) -> dict[str, list[Entry]]:
     """As much of each split as there is in these problems."""
+    shares = {"neither": sum(sizes.values())} | sizes
     structures: dict[str, dict[str, str]] = {}  # of a family, the split of each
     functions: dict[Any, str] = {}
     kept: Counter[tuple[str, str]] = Counter()
@@ -76,9 +79,9 @@ def _dealt(drawn: list[Problem], sizes: dict[str, int]) -> dict[str, list[Entry]
         family = problem.task_id.rpartition("/")[2]
         dealt = structures.setdefault(family, {})
         so_far = Counter(dealt.values())
-        next_split = min(sizes, key=lambda name: so_far[name] / sizes[name])
+        next_split = min(shares, key=lambda name: so_far[name] / shares[name])
         split = dealt.setdefault(structure(problem.canonical_solution), next_split)
-        if kept[split, family] < sizes[split] // 3 // FAMILIES[problem.difficulty]:
+        if kept[split, family] < sizes.get(split, 0) // 3 // FAMILIES[problem.difficulty]:
             does = behaviour(problem.canonical_solution)
             if functions.setdefault(does, split) == split:
                 kept[split, family] += 1
@@ -112,26 +115,18 @@ def behaviour(program: str) -> tuple[Any, ...]:
 # ---- what the warm-up learns from ----------------------------------------------------------------
 
 
-def with_other_numbers(entries: list[Entry], copies: int, *, seed: int) -> list[Entry]:
-    """Each entry so many times, its numbers and inequalities drawn again: its structure stays.
+def to_learn_from(found: Splits, number: int, *, seed: int) -> list[Entry]:
+    """So many charts with their programs, of the structures that no other split has.
 
-    A chart that is never the same twice cannot be learnt by heart, only read. The copies have no
-    tests, and nobody runs them: some never end.
+    A chart that is hardly ever the same twice cannot be learnt by heart, only read. The programs
+    have no tests, and nobody runs them: some never end.
     """
-    draw = random.Random(f"numbers {seed}")
-
-    def redrawn(match: re.Match[str]) -> str:
-        if match[0] in _MIRRORED:
-            return draw.choice(("<", "<=", ">", ">="))
-        digits = [draw.choice("123456789"), *(draw.choice("0123456789") for _ in match[0][1:])]
-        return "".join(digits)
-
-    found = []
-    for one in entries:
-        for _ in range(copies):
-            program = re.sub(r"<=|>=|[<>]|[1-9]\d*", redrawn, one["answer"])
-            found.append({"question": flowchart(program).mermaid(), "answer": program})
-    return found
+    taken = {structure(entry["answer"]) for entry in found.heldout + found.rl}
+    drawn = (program for _, program in programs(seed=seed) if structure(program) not in taken)
+    return [
+        {"question": flowchart(program).mermaid(), "answer": program}
+        for program in islice(drawn, number)
+    ]
 
 
 def with_flaws(entries: list[Entry], fraction: float, *, seed: int) -> list[Entry]:

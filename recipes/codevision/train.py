@@ -31,17 +31,15 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
     data = parser.add_argument_group("data, each a multiple of 36")
     data.add_argument("--heldout", type=int, default=108, help="charts never trained on")
-    data.add_argument("--warmup-charts", type=int, default=1080, help="with programs")
-    data.add_argument("--warmup-copies", type=int, default=8, help="of each, with other numbers")
-    data.add_argument("--rl-charts", type=int, default=360, help="for GRPO, in no other split")
+    data.add_argument("--rl-charts", type=int, default=144, help="for GRPO, in no other split")
 
     model = parser.add_argument_group("model and its supervised warm-up")
     model.add_argument("--hidden-size", type=int, default=96)
     model.add_argument("--layers", type=int, default=2)
-    model.add_argument("--vocab-size", type=int, default=640)
+    model.add_argument("--vocab-size", type=int, default=512)
     model.add_argument("--warmup-steps", type=int, default=600)
-    model.add_argument("--warmup-batch-size", type=int, default=48)
-    model.add_argument("--warmup-learning-rate", type=float, default=4e-3)
+    model.add_argument("--warmup-batch-size", type=int, default=32)
+    model.add_argument("--warmup-learning-rate", type=float, default=3e-3)
     model.add_argument(
         "--flawed-fraction", type=float, default=0.5, help="of its programs have one slip"
     )
@@ -50,7 +48,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     grpo.add_argument("--prompts-per-step", type=int, default=12)
     grpo.add_argument("--num-generations", type=int, default=8, help="programs per chart")
     grpo.add_argument("--learning-rate", type=float, default=3e-4)
-    grpo.add_argument("--max-new-tokens", type=int, default=48)
+    grpo.add_argument("--max-new-tokens", type=int, default=72)
     grpo.add_argument("--eval-steps", type=int, default=10, help="between held-out passes")
     grpo.add_argument("--save-steps", type=int, default=10, help="between checkpoints")
     grpo.add_argument("--samples", type=int, default=8, help="a held-out chart, before and after")
@@ -102,10 +100,10 @@ def _run(args: argparse.Namespace, seed: int, folder: Path, console: Any) -> dic
 
     started = time.process_time()
     if not (folder / "splits.json").exists():
-        sizes = {"heldout": args.heldout, "warmup": args.warmup_charts, "rl": args.rl_charts}
+        sizes = {"heldout": args.heldout, "rl": args.rl_charts}
         _write(asdict(charts.splits(seed=seed, **sizes)), folder / "splits.json")
     splits = charts.Splits(**json.loads((folder / "splits.json").read_text()))
-    warm = _warm_up(args, seed, splits.warmup, folder / "warmup", console)
+    warm = _warm_up(args, seed, splits, folder / "warmup", console)
     length = args.max_new_tokens
 
     def measured(model: Any, tokenizer: Any) -> dict[str, Any]:
@@ -148,11 +146,9 @@ def _run(args: argparse.Namespace, seed: int, folder: Path, console: Any) -> dic
     return run
 
 
-def _warm_up(
-    args: argparse.Namespace, seed: int, entries: list[dict[str, Any]], folder: Path, console: Any
-) -> Path:
+def _warm_up(args: argparse.Namespace, seed: int, splits: Any, folder: Path, console: Any) -> Path:
     import model as models
-    from charts import PIECES, with_flaws, with_other_numbers
+    from charts import PIECES, to_learn_from, with_flaws
     from running import Bar
     from tasks import prompt
     from transformers import set_seed
@@ -160,8 +156,8 @@ def _warm_up(
     if folder.exists():
         return folder
     set_seed(seed)
-    copies = with_other_numbers(entries, args.warmup_copies, seed=seed)
-    found = with_flaws(copies, args.flawed_fraction, seed=seed)
+    entries = to_learn_from(splits, args.warmup_steps * args.warmup_batch_size, seed=seed)
+    found = with_flaws(entries, args.flawed_fraction, seed=seed)
     tokenizer = models.build_tokenizer(
         (prompt(e) + e["answer"] for e in found), args.vocab_size, pieces=PIECES
     )
@@ -170,6 +166,7 @@ def _warm_up(
         hidden_size=args.hidden_size,
         num_layers=args.layers,
         vocab_size=args.vocab_size,
+        convolutions=True,
     )
     with Bar(console, f"warm-up, {seed}", args.warmup_steps) as advance:
         models.warm_up(

@@ -12,6 +12,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
+    Lfm2Config,
+    Lfm2ForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -50,31 +52,43 @@ def build_tokenizer(
 
 
 def build_model(
-    tokenizer: PreTrainedTokenizerBase, *, hidden_size: int, num_layers: int, vocab_size: int
-) -> Qwen2ForCausalLM:
-    """A Qwen2 with random weights. `vocab_size` may exceed the tokenizer's: README.md says why."""
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    hidden_size: int,
+    num_layers: int,
+    vocab_size: int,
+    convolutions: bool = False,
+) -> Qwen2ForCausalLM | Lfm2ForCausalLM:
+    """A Qwen2 with random weights. `vocab_size` may exceed the tokenizer's: README.md says why.
+
+    `convolutions`: an LFM2, whose layers are in turn short convolutions and attention. A
+    convolution shows each token the two before it, which is half of what copying takes.
+    """
     if vocab_size < len(tokenizer):
         raise ValueError(
             f"vocab_size: expected at least the tokenizer's {len(tokenizer)}, got {vocab_size}"
         )
-    config = Qwen2Config(
-        vocab_size=vocab_size,
-        hidden_size=hidden_size,
-        intermediate_size=3 * hidden_size,
-        num_hidden_layers=num_layers,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=256,
-        tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-    )
-    return Qwen2ForCausalLM(config)
+    told: dict[str, Any] = {
+        "vocab_size": vocab_size,
+        "hidden_size": hidden_size,
+        "intermediate_size": 3 * hidden_size,
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 256,
+        "tie_word_embeddings": True,
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": None,
+    }
+    if not convolutions:
+        return Qwen2ForCausalLM(Qwen2Config(**told))
+    kinds = [("conv", "full_attention")[layer % 2] for layer in range(num_layers)]
+    return Lfm2ForCausalLM(Lfm2Config(**told, layer_types=kinds, block_auto_adjust_ff_dim=False))
 
 
 def warm_up(
-    model: Qwen2ForCausalLM,
+    model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     entries: Sequence[Entry],
     *,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import random
+import re
 import sys
 from collections.abc import Iterator
 from importlib.util import module_from_spec, spec_from_file_location
@@ -25,14 +26,12 @@ pytestmark = [
 RECIPES = Path(__file__).parents[2] / "recipes"
 MODULES = ("countdown", "tasks", "model", "loss_head", "grpo", "running", "charts", "judging",
            "figures")  # fmt: skip
-SPLITS = ("heldout", "warmup", "rl")
+SPLITS = ("heldout", "rl")
 TINY = {
     "--heldout": 36,
-    "--warmup-charts": 36,
     "--rl-charts": 36,
-    "--warmup-copies": 2,
     "--hidden-size": 32,
-    "--layers": 1,
+    "--layers": 2,
     "--warmup-steps": 2,
     "--warmup-batch-size": 12,
     "--steps": 2,
@@ -140,23 +139,30 @@ def test_behaviour_finds_one_function_in_two_programs(recipe: SimpleNamespace) -
 
 def test_sizes_that_cannot_be_shared_out_raise(recipe: SimpleNamespace) -> None:
     with pytest.raises(ValueError, match="rl: expected a multiple of 36, got 40"):
-        recipe.charts.splits(seed=0, heldout=36, warmup=36, rl=40)
+        recipe.charts.splits(seed=0, heldout=36, rl=40)
 
 
-def test_copies_keep_their_structure(recipe: SimpleNamespace, splits: Any) -> None:
+def test_what_is_learnt_from_has_structures_of_its_own(
+    recipe: SimpleNamespace, splits: Any
+) -> None:
     from logpi.rewards.code.flowchart import flowchart
 
-    charts, entries = recipe.charts, splits.warmup
-    copies = charts.with_other_numbers(entries, 3, seed=0)
-    assert copies == charts.with_other_numbers(entries, 3, seed=0)
-    of = charts.structure
-    assert [of(c["answer"]) for c in copies] == [of(e["answer"]) for e in entries for _ in "abc"]
-    assert all(c["question"] == flowchart(c["answer"]).mermaid() for c in copies)
-    assert len({c["answer"] for c in copies}) > 0.9 * len(copies)
+    charts = recipe.charts
+    found = charts.to_learn_from(splits, 300, seed=0)
+    assert (
+        found
+        == charts.to_learn_from(splits, 300, seed=0)
+        != charts.to_learn_from(splits, 300, seed=1)
+    )
+    taken = {charts.structure(e["answer"]) for name in SPLITS for e in getattr(splits, name)}
+    assert len(found) == 300
+    assert taken.isdisjoint(charts.structure(e["answer"]) for e in found)
+    assert all(e["question"] == flowchart(e["answer"]).mermaid() for e in found)
+    assert len({e["answer"] for e in found}) > 0.98 * len(found)
 
 
 def test_flaws_are_programs_and_most_fail(recipe: SimpleNamespace, splits: Any) -> None:
-    charts, entries = recipe.charts, splits.warmup
+    charts, entries = recipe.charts, splits.rl
     assert charts.with_flaws(entries, 0.0, seed=0) == entries
     half = charts.with_flaws(entries, 0.5, seed=0)
     assert (
@@ -172,17 +178,20 @@ def test_flaws_are_programs_and_most_fail(recipe: SimpleNamespace, splits: Any) 
     assert sum(recipe.judging.passed(texts, entries)) < 0.35 * len(entries)
 
 
-def test_a_number_of_a_chart_is_read_digit_by_digit(recipe: SimpleNamespace, splits: Any) -> None:
-    texts = [recipe.tasks.prompt(e) + e["answer"] for e in splits.warmup]
-    tokenizer = recipe.model.build_tokenizer(texts, 640, pieces=recipe.charts.PIECES)
-    for text in texts:
-        ids = tokenizer(text)["input_ids"]
-        assert tokenizer.decode(ids) == text
-        assert len(ids) < 128 < len(text)
-        inside = [
-            t for t in tokenizer.convert_ids_to_tokens(ids) if "-->" not in t and '"' not in t
-        ]
-        assert all(len(t) == 1 or not any(map(str.isdigit, t)) for t in inside)
+def test_a_chart_and_its_program_are_cut_alike(recipe: SimpleNamespace, splits: Any) -> None:
+    entries = recipe.charts.to_learn_from(splits, 500, seed=0)
+    texts = [recipe.tasks.prompt(e) + e["answer"] for e in entries]
+    tokenizer = recipe.model.build_tokenizer(texts, 512, pieces=recipe.charts.PIECES)
+    for entry in splits.heldout:
+        chart, program = recipe.tasks.prompt(entry), entry["answer"]
+        ids, answer = tokenizer(chart)["input_ids"], tokenizer(program)["input_ids"]
+        assert tokenizer.decode(ids + answer) == chart + program
+        assert tokenizer(chart + program)["input_ids"] == ids + answer
+        assert len(ids + answer) < 150 < len(chart + program)
+        wanted = re.findall(r"\b\d\b| [-+*/%<>=!]+ ", program)
+        cut = [tokenizer.decode(one) for one in answer]
+        for one in {*wanted}:  # each is one token
+            assert cut.count(one) >= wanted.count(one)
 
 
 def test_batches_of_like_length_hold_every_row_once(recipe: SimpleNamespace) -> None:
@@ -231,7 +240,7 @@ def test_what_is_measured_was_never_learnt_from(recipe: SimpleNamespace, run: An
     learnt = {of(e["question"]) for e in run.learnt}
     assert held
     assert learnt
-    assert (len(before), len(run.learnt), len(run.rows)) == (36, 36 * 2, 36)
+    assert (len(before), len(run.learnt), len(run.rows)) == (36, 2 * 12, 36)
     assert held.isdisjoint(learnt)
     assert held.isdisjoint(of(row["prompt"].strip()) for row in run.rows)
     assert not set(run.rows[0]) - {"prompt", *recipe.judging.COLUMNS}  # no solution among them

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import sys
+from itertools import islice
 from pathlib import Path
 from types import CodeType
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from logpi.rewards.code import Limits, ProgramTests
 from logpi.rewards.code.flowchart import flowchart
 from logpi.rewards.code.mutants import mutants, undetected
-from logpi.rewards.code.problems import DIFFICULTIES, KINDS, Problem, problems
+from logpi.rewards.code.problems import DIFFICULTIES, KINDS, Problem, problems, programs
 
 
 def run_chart(mermaid: str, arguments: list[Any]) -> Any:
@@ -136,6 +137,20 @@ def test_problems_are_a_function_of_their_seed() -> None:
     assert {problem.difficulty for problem in problems(5, difficulties=("hard",))} == {"hard"}
     with pytest.raises(ValueError, match="difficulties: expected 'easy' or 'medium' or 'hard'"):
         problems(1, difficulties=("trivial",))
+
+
+def test_programs_are_of_the_families_of_their_difficulty() -> None:
+    families = {
+        d: {p.task_id.split("/")[2] for p in MANY if p.difficulty == d} for d in DIFFICULTIES
+    }
+    drawn = list(islice(programs(seed=1), 300))
+    assert drawn == list(islice(programs(seed=1), 300)) != list(islice(programs(seed=2), 300))
+    for place, (family, program) in enumerate(drawn):
+        assert family in families[DIFFICULTIES[place % 3]]
+        assert flowchart(program).nodes
+    assert len({program for _, program in drawn}) > 280
+    with pytest.raises(ValueError, match="difficulties"):
+        next(programs(difficulties=("tricky",)))
 
 
 def test_every_problem_has_tests_of_each_kind() -> None:

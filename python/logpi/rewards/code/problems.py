@@ -101,6 +101,20 @@ def problems(
     return list(found.values())
 
 
+def programs(
+    *, seed: int = 0, difficulties: tuple[str, ...] = DIFFICULTIES
+) -> Iterator[tuple[str, str]]:
+    """Endless (family, program) of what `problems` draws from, the difficulties in turn: untested,
+    so thousands a second, and with repetitions; some never end."""
+    for difficulty in difficulties:
+        check_choice("difficulties", difficulty, *DIFFICULTIES)
+    draw = random.Random(f"programs {seed}")
+    while True:
+        for difficulty in difficulties:
+            family = draw.choice(_FAMILIES[difficulty])
+            yield family.__name__.strip("_"), family(draw)
+
+
 # ---- families -----------------------------------------------------------------------------------
 
 
