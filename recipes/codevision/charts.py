@@ -6,6 +6,7 @@ import ast
 import random
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
@@ -47,7 +48,9 @@ class Splits:
     rl: list[Entry]
 
 
-def splits(*, seed: int, heldout: int, rl: int) -> Splits:
+def splits(
+    *, seed: int, heldout: int, rl: int, difficulties: Sequence[str] = tuple(FAMILIES)
+) -> Splits:
     """Problems of `logpi.rewards.code` by what their programs look like and by what they do.
 
     The structures of a family are dealt in turn, half of them to neither split: `to_learn_from`
@@ -62,13 +65,17 @@ def splits(*, seed: int, heldout: int, rl: int) -> Splits:
             raise ValueError(f"{name}: expected a multiple of 36, got {size}")
     number = 6 * sum(sizes.values())
     while True:
-        found = _dealt(problems(number, seed=seed), sizes)
+        found = _dealt(
+            problems(number, seed=seed, difficulties=tuple(difficulties)), sizes, len(difficulties)
+        )
         if all(len(found[name]) == size for name, size in sizes.items()):
             return Splits(**found)
         number += number // 2
 
 
-def _dealt(drawn: list[Problem], sizes: dict[str, int]) -> dict[str, list[Entry]]:
+def _dealt(
+    drawn: list[Problem], sizes: dict[str, int], difficulties: int
+) -> dict[str, list[Entry]]:
     """As much of each split as there is in these problems."""
     shares = {"neither": sum(sizes.values())} | sizes
     structures: dict[str, dict[str, str]] = {}  # of a family, the split of each
@@ -81,7 +88,10 @@ def _dealt(drawn: list[Problem], sizes: dict[str, int]) -> dict[str, list[Entry]
         so_far = Counter(dealt.values())
         next_split = min(shares, key=lambda name: so_far[name] / shares[name])
         split = dealt.setdefault(structure(problem.canonical_solution), next_split)
-        if kept[split, family] < sizes.get(split, 0) // 3 // FAMILIES[problem.difficulty]:
+        if (
+            kept[split, family]
+            < sizes.get(split, 0) // difficulties // FAMILIES[problem.difficulty]
+        ):
             does = behaviour(problem.canonical_solution)
             if functions.setdefault(does, split) == split:
                 kept[split, family] += 1
@@ -115,14 +125,17 @@ def behaviour(program: str) -> tuple[Any, ...]:
 # ---- what the warm-up learns from ----------------------------------------------------------------
 
 
-def to_learn_from(found: Splits, number: int, *, seed: int) -> list[Entry]:
+def to_learn_from(
+    found: Splits, number: int, *, seed: int, difficulties: Sequence[str] = tuple(FAMILIES)
+) -> list[Entry]:
     """So many charts with their programs, of the structures that no other split has.
 
     A chart that is hardly ever the same twice cannot be learnt by heart, only read. The programs
     have no tests, and nobody runs them: some never end.
     """
     taken = {structure(entry["answer"]) for entry in found.heldout + found.rl}
-    drawn = (program for _, program in programs(seed=seed) if structure(program) not in taken)
+    every = programs(seed=seed, difficulties=tuple(difficulties))
+    drawn = (program for _, program in every if structure(program) not in taken)
     return [
         {"question": flowchart(program).mermaid(), "answer": program}
         for program in islice(drawn, number)

@@ -10,7 +10,6 @@ from charts import Entry
 
 from logpi.rewards.code.flowchart import flowchart
 
-DIFFICULTIES = ("easy", "medium", "hard", "all")
 Metrics = dict[str, Any]  # of one seed
 
 
@@ -23,7 +22,7 @@ def table(runs: list[Metrics]) -> str:
     ]
     for run in runs:
         before, after = run["before"], run["after"]
-        for which in DIFFICULTIES:
+        for which in before["greedy"]:
             cells = [str(run["seed"]), which]
             cells += [
                 f"{_estimate(before[key][which])} → {_estimate(after[key][which])}"
@@ -72,16 +71,17 @@ def plot(runs: list[Metrics], path: Path) -> None:
         axis.grid(alpha=0.3)
     reward.legend(fontsize="small")
     measures = [key for key in runs[0]["before"] if key.startswith("pass@")]
+    difficulties = list(runs[0]["before"]["greedy"])
     width = 0.8 / (2 * len(measures))
     for place, key in enumerate(measures):
         for when, alpha in (("before", 0.4), ("after", 1.0)):
             left = (2 * place + (when == "after")) * width - 0.4 + width / 2
-            heights = [mean(run[when][key][d][0] for run in runs) for d in DIFFICULTIES]
+            heights = [mean(run[when][key][d][0] for run in runs) for d in difficulties]
             bars.bar(
-                [x + left for x in range(len(DIFFICULTIES))], heights, width,
+                [x + left for x in range(len(difficulties))], heights, width,
                 color=f"C{place}", alpha=alpha, label=f"{key}, {when}",
             )  # fmt: skip
-    bars.set_xticks(range(len(DIFFICULTIES)), DIFFICULTIES)
+    bars.set_xticks(range(len(difficulties)), difficulties)
     bars.set_ylim(0, 1)
     bars.set_ylabel("mean of seeds")
     bars.legend(fontsize="x-small")

@@ -25,11 +25,12 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--seeds", nargs="+", type=int, default=[0], help="of data, weights and draws")
-    add("--steps", type=int, default=30, help="of GRPO")
+    add("--steps", type=int, default=25, help="of GRPO")
     add("--out", type=Path, default=_HERE / "results", help="results folder")
     add("--fresh", action="store_true", help="delete these seeds' results instead of going on")
 
-    data = parser.add_argument_group("data, each a multiple of 36")
+    data = parser.add_argument_group("data, each number a multiple of 36")
+    data.add_argument("--difficulties", nargs="+", default=["easy"], help="easy, medium, hard")
     data.add_argument("--heldout", type=int, default=108, help="charts never trained on")
     data.add_argument("--rl-charts", type=int, default=144, help="for GRPO, in no other split")
 
@@ -37,17 +38,17 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     model.add_argument("--hidden-size", type=int, default=96)
     model.add_argument("--layers", type=int, default=2)
     model.add_argument("--vocab-size", type=int, default=512)
-    model.add_argument("--warmup-steps", type=int, default=600)
+    model.add_argument("--warmup-steps", type=int, default=450)
     model.add_argument("--warmup-batch-size", type=int, default=32)
     model.add_argument("--warmup-learning-rate", type=float, default=3e-3)
     model.add_argument(
-        "--flawed-fraction", type=float, default=0.5, help="of its programs have one slip"
+        "--flawed-fraction", type=float, default=0.0, help="of its programs have one slip"
     )
 
     grpo = parser.add_argument_group("GRPO")
     grpo.add_argument("--prompts-per-step", type=int, default=12)
     grpo.add_argument("--num-generations", type=int, default=8, help="programs per chart")
-    grpo.add_argument("--learning-rate", type=float, default=3e-4)
+    grpo.add_argument("--learning-rate", type=float, default=5e-4)
     grpo.add_argument("--max-new-tokens", type=int, default=72)
     grpo.add_argument("--eval-steps", type=int, default=10, help="between held-out passes")
     grpo.add_argument("--save-steps", type=int, default=10, help="between checkpoints")
@@ -100,8 +101,10 @@ def _run(args: argparse.Namespace, seed: int, folder: Path, console: Any) -> dic
 
     started = time.process_time()
     if not (folder / "splits.json").exists():
-        sizes = {"heldout": args.heldout, "rl": args.rl_charts}
-        _write(asdict(charts.splits(seed=seed, **sizes)), folder / "splits.json")
+        found = charts.splits(
+            seed=seed, heldout=args.heldout, rl=args.rl_charts, difficulties=args.difficulties
+        )
+        _write(asdict(found), folder / "splits.json")
     splits = charts.Splits(**json.loads((folder / "splits.json").read_text()))
     warm = _warm_up(args, seed, splits, folder / "warmup", console)
     length = args.max_new_tokens
@@ -156,7 +159,8 @@ def _warm_up(args: argparse.Namespace, seed: int, splits: Any, folder: Path, con
     if folder.exists():
         return folder
     set_seed(seed)
-    entries = to_learn_from(splits, args.warmup_steps * args.warmup_batch_size, seed=seed)
+    number = args.warmup_steps * args.warmup_batch_size
+    entries = to_learn_from(splits, number, seed=seed, difficulties=args.difficulties)
     found = with_flaws(entries, args.flawed_fraction, seed=seed)
     tokenizer = models.build_tokenizer(
         (prompt(e) + e["answer"] for e in found), args.vocab_size, pieces=PIECES

@@ -28,6 +28,7 @@ MODULES = ("countdown", "tasks", "model", "loss_head", "grpo", "running", "chart
            "figures")  # fmt: skip
 SPLITS = ("heldout", "rl")
 TINY = {
+    "--difficulties": ("easy", "medium", "hard"),
     "--heldout": 36,
     "--rl-charts": 36,
     "--hidden-size": 32,
@@ -97,7 +98,11 @@ def run(recipe: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> Si
             "__call__",
             lambda args, columns: seen.rewarded.append(columns or args),
         )
-        seen.arguments = [str(part) for o in (TINY | {"--out": out}).items() for part in o]
+        seen.arguments = [
+            str(part)
+            for name, told in (TINY | {"--out": out}).items()
+            for part in (name, *(told if isinstance(told, tuple) else (told,)))
+        ]
         seen.metrics = recipe.train.main(seen.arguments)
     seen.out = out
     return seen
