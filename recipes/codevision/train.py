@@ -25,7 +25,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--seeds", nargs="+", type=int, default=[0], help="of data, weights and draws")
-    add("--steps", type=int, default=25, help="of GRPO")
+    add("--steps", type=int, default=30, help="of GRPO")
     add("--out", type=Path, default=_HERE / "results", help="results folder")
     add("--fresh", action="store_true", help="delete these seeds' results instead of going on")
 
@@ -48,7 +48,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     grpo = parser.add_argument_group("GRPO")
     grpo.add_argument("--prompts-per-step", type=int, default=12)
     grpo.add_argument("--num-generations", type=int, default=8, help="programs per chart")
-    grpo.add_argument("--learning-rate", type=float, default=5e-4)
+    grpo.add_argument("--learning-rate", type=float, default=2e-4)
     grpo.add_argument("--max-new-tokens", type=int, default=72)
     grpo.add_argument("--eval-steps", type=int, default=10, help="between held-out passes")
     grpo.add_argument("--save-steps", type=int, default=10, help="between checkpoints")
