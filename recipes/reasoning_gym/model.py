@@ -128,11 +128,30 @@ def warm_up(
         on_step(loss.item())
 
 
-def _batched(order: Tensor, lengths: Tensor, batch_size: int) -> Tensor:
-    """Whole batches of rows of like length, in no order; the rest is dropped."""
-    order = order[: len(order) // batch_size * batch_size]
-    batches = order[lengths[order].argsort(stable=True)].view(-1, batch_size)
-    return batches[torch.randperm(len(batches))].flatten()
+def make_warm(
+    folder: Path,
+    entries: Sequence[Entry],
+    *,
+    seed: int,
+    hidden_size: int,
+    num_layers: int,
+    vocab_size: int,
+    pieces: str | None = None,
+    **told: Any,
+) -> None:
+    """Saves in `folder` a new model that `warm_up` taught the entries, and their tokenizer, which
+    keeps what `pieces` finds in a question or an answer apart."""
+    set_seed(seed)
+    if pieces is None:
+        tokenizer = build_tokenizer(prompt(e) + e["answer"] for e in entries)
+    else:
+        texts = (text for e in entries for text in (prompt(e), e["answer"]))
+        tokenizer = build_tokenizer(texts, pieces=pieces)
+    model = build_model(
+        tokenizer, hidden_size=hidden_size, num_layers=num_layers, vocab_size=vocab_size
+    )
+    warm_up(model, tokenizer, entries, **told)
+    save(model, tokenizer, folder)
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, entries: Sequence[Entry]) -> tuple[Tensor, Tensor]:

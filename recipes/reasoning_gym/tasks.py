@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import string
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "min_numbers": 4, "max_numbers": 4, "min_value": 1, "max_value": 6,
         "min_target": 1, "max_target": 20,
     },
+    "spell_backward": {"min_word_len": 4, "max_word_len": 6},
 }  # fmt: skip
 
 
@@ -91,6 +93,21 @@ def with_hedges(entries: list[Entry], fraction: float, *, seed: int) -> list[Ent
         entry | {"answer": f"{entry['answer']} or {draw.choice(others)}"}
         if draw.random() < fraction
         else entry
+        for entry in entries
+    ]
+
+
+def with_slips(entries: list[Entry], fraction: float, *, seed: int) -> list[Entry]:
+    """The entries with a slip of the pen in `fraction` of the answers: one letter is another."""
+    draw = random.Random(seed)
+
+    def slip(answer: str) -> str:
+        at = draw.randrange(len(answer))
+        others = [letter for letter in string.ascii_lowercase if letter != answer[at]]
+        return answer[:at] + draw.choice(others) + answer[at + 1 :]
+
+    return [
+        entry | {"answer": slip(entry["answer"])} if draw.random() < fraction else entry
         for entry in entries
     ]
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tasks import Entry, prompt
+from tasks import Entry, prompt, with_hedges, with_slips
 
 from logpi.rewards import MajorityVote
 from logpi.rewards.answers import extract_answer
@@ -23,8 +24,29 @@ def committed(text: str) -> str | None:
     return numbers[0] if len(numbers) == 1 else None
 
 
+def whole(text: str) -> str | None:
+    """All of a completion; an empty one is no answer."""
+    return text.strip() or None
+
+
 # What a hedge does in the vote: nothing, or count for its last number.
 EXTRACTS: dict[str, Extract] = {"abstain": committed, "vote": extract_answer}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Of questions: what is wrong with some answers of the warm-up, and how a model's is read."""
+
+    flawed: Callable[..., list[Entry]]
+    extracts: dict[str, Extract]
+    pieces: str | None = None  # of a question that are tokens of their own; None: digits
+
+
+KINDS = {
+    # every letter of the last word is a token: it is to be read letter by letter
+    "spell_backward": Kind(with_slips, dict.fromkeys(EXTRACTS, whole), r"[a-zA-Z](?=[a-zA-Z]* ?$)"),
+    "chain_sum": Kind(with_hedges, EXTRACTS),
+}
 
 
 def greedy(

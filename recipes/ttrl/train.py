@@ -22,15 +22,17 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--reward", nargs="+", choices=("majority", "labels"), default=["majority", "labels"],
         help="a run for each: TTRL's, and the supervised one for comparison")  # fmt: skip
+    add("--task", choices=("spell_backward", "chain_sum"), default="spell_backward",
+        help="of reasoning-gym")  # fmt: skip
     add("--seeds", nargs="+", type=int, default=[0], help="of data, weights and draws")
-    add("--steps", type=int, default=60, help="of GRPO")
+    add("--steps", type=int, default=100, help="of GRPO")
     add("--out", type=Path, default=_HERE / "results", help="results folder")
     add("--fresh", action="store_true", help="delete what --out holds instead of going on with it")
 
     data = parser.add_argument_group("data")
     data.add_argument("--test", type=int, default=300, help="questions trained on without labels")
     data.add_argument("--heldout", type=int, default=300, help="questions never trained on")
-    data.add_argument("--warmup-questions", type=int, default=1500, help="with answers")
+    data.add_argument("--warmup-questions", type=int, default=4000, help="with answers")
 
     model = parser.add_argument_group("model and its supervised warm-up")
     model.add_argument("--hidden-size", type=int, default=96)
@@ -39,8 +41,8 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     model.add_argument("--warmup-steps", type=int, default=500)
     model.add_argument("--warmup-batch-size", type=int, default=96)
     model.add_argument("--warmup-learning-rate", type=float, default=3e-3)
-    model.add_argument("--hedged-fraction", type=float, default=0.4,
-        help='of its answers: "12 or 15", not "12"')  # fmt: skip
+    model.add_argument("--flawed-fraction", type=float, default=0.4,
+        help='of its answers: a wrong letter; of chain_sum a hedge, "12 or 15"')  # fmt: skip
 
     rl = parser.add_argument_group("TTRL")
     rl.add_argument("--votes", type=int, default=16, help="completions per prompt")
@@ -49,8 +51,8 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="share of the votes that a majority needs to be learned from")  # fmt: skip
     rl.add_argument("--prompts-per-step", type=int, default=32)
     rl.add_argument("--hedges", choices=("abstain", "vote"), default="abstain",
-        help='what "12 or 15" does in a vote: nothing, or count as 15')  # fmt: skip
-    rl.add_argument("--learning-rate", type=float, default=1e-4)
+        help='of chain_sum: what "12 or 15" does in a vote: nothing, or count as 15')  # fmt: skip
+    rl.add_argument("--learning-rate", type=float, default=3e-4)
     rl.add_argument("--max-new-tokens", type=int, default=8)
     rl.add_argument("--eval-steps", type=int, default=10, help="between greedy accuracies")
     rl.add_argument("--save-steps", type=int, default=20, help="between checkpoints")
@@ -97,7 +99,7 @@ def _run(
     from tasks import Task
 
     task = Task(
-        "chain_sum",
+        args.task,
         seed=seed,
         heldout=args.heldout,
         warmup=args.warmup_questions,
@@ -105,7 +107,7 @@ def _run(
     )
     sets = {"test": task.splits.rl, "heldout": task.splits.heldout}
     how = {
-        "extract": measuring.EXTRACTS[args.hedges],
+        "extract": measuring.KINDS[args.task].extracts[args.hedges],
         "max_new_tokens": args.max_new_tokens,
     }
 
@@ -166,10 +168,11 @@ def _warm(
     args: argparse.Namespace, seed: int, folder: Path, task: Any, measured: Any, console: Any
 ) -> dict[str, float]:
     """Makes the model that all runs of a seed start from; returns what it can."""
+    import measuring
     import model as models
     import runs
-    from tasks import with_hedges
 
+    kind = measuring.KINDS[args.task]
     path = folder / "before.json"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -177,11 +180,12 @@ def _warm(
             with runs.Bar(console, f"seed {seed} warm-up", args.warmup_steps) as advance:
                 models.make_warm(
                     folder / "warmup",
-                    with_hedges(task.splits.warmup, args.hedged_fraction, seed=seed),
+                    kind.flawed(task.splits.warmup, args.flawed_fraction, seed=seed),
                     seed=seed,
                     hidden_size=args.hidden_size,
                     num_layers=args.layers,
                     vocab_size=args.vocab_size,
+                    pieces=kind.pieces,
                     steps=args.warmup_steps,
                     batch_size=args.warmup_batch_size,
                     learning_rate=args.warmup_learning_rate,

@@ -26,6 +26,7 @@ MODULES = ("countdown", "tasks", "model", "loss_head", "grpo", "runs", "voting",
 VOTES, SAMPLES, PROMPTS, STEPS = 6, 4, 4, 4
 CURVES = ("reward", "loss", "grad_norm", "entropy", "majority_ratio")
 TINY = {
+    "--task": "chain_sum",
     "--seeds": 0,
     "--test": 20,
     "--heldout": 12,
@@ -233,6 +234,27 @@ def test_measures_are_those_of_a_hand(
     assert torch.equal(torch.get_rng_state(), state)
     assert found == pytest.approx(wanted)
     assert recipe.measuring.greedy(model, tokenizer, entries, **how) == 2 / 3
+
+
+def test_a_word_to_spell_is_read_letter_by_letter(recipe: SimpleNamespace) -> None:
+    task = recipe.tasks.Task("spell_backward", seed=0, heldout=5, warmup=40, rl=5)
+    words = task.splits.warmup
+    slipped = recipe.tasks.with_slips(words, 0.5, seed=0)
+    wrong = [
+        [a != b for a, b in zip(one["answer"], two["answer"], strict=True)]
+        for one, two in zip(words, slipped, strict=True)
+    ]
+    assert {sum(letters) for letters in wrong} == {0, 1}
+    assert 10 < sum(map(any, wrong)) < 30
+    kind = recipe.measuring.KINDS["spell_backward"]
+    texts = (text for e in words for text in (recipe.tasks.prompt(e), e["answer"]))
+    tokenizer = recipe.model.build_tokenizer(texts, pieces=kind.pieces)
+    for entry in words:
+        assert len(tokenizer.tokenize(entry["answer"])) == len(entry["answer"])
+        asked = tokenizer.tokenize(recipe.tasks.prompt(entry))
+        assert asked[-1 - len(entry["answer"]) : -1] == list(entry["answer"])[::-1]
+    assert kind.extracts["abstain"](" flank ") == "flank"
+    assert kind.extracts["abstain"](" ") is None
 
 
 # ---- runs ---------------------------------------------------------------------------------------
