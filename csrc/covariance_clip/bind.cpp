@@ -6,7 +6,7 @@
 namespace logpi {
 
 void bind_covariance_clip(py::module_& m) {
-  m.def("covariance_clip", flat_without_gil(&covariance_params, &covariance_clip));
+  m.def("covariance_clip", released(&covariance_params, &covariance_clip));
   m.def("philox", [](uint32_t a, uint32_t b, uint32_t c, uint32_t d, uint32_t key, uint32_t other) {
     const Philox out = philox({{a, b, c, d}}, key, other);
     return py::make_tuple(out.x[0], out.x[1], out.x[2], out.x[3]);

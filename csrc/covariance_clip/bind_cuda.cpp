@@ -13,7 +13,7 @@ void run(const CovarianceClip& p, int from, int to, int device, uintptr_t stream
 }  // namespace
 
 void bind_covariance_clip_cuda(py::module_& m) {
-  m.def("covariance_clip_cuda", flat_without_gil(&covariance_params, &run));
+  m.def("covariance_clip_cuda", released(&covariance_params, &run));
 }
 
 }  // namespace logpi

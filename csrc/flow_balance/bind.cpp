@@ -4,8 +4,8 @@
 namespace logpi {
 
 void bind_flow_balance(py::module_& m) {
-  m.def("flow_balance_forward", flat_without_gil(&forward_params, &flow_balance_forward));
-  m.def("flow_balance_backward", flat_without_gil(&backward_params, &flow_balance_backward));
+  m.def("flow_balance_forward", released(&forward_params, &flow_balance_forward));
+  m.def("flow_balance_backward", released(&backward_params, &flow_balance_backward));
 }
 
 }  // namespace logpi

@@ -18,8 +18,8 @@ void backward(const FlowBalanceBackward& p, int device, uintptr_t stream) {
 
 void bind_flow_balance_cuda(py::module_& m) {
   m.def("flow_balance_cuda_scratch", &flow_balance_cuda_scratch);
-  m.def("flow_balance_cuda_forward", flat_without_gil(&forward_params, &forward));
-  m.def("flow_balance_cuda_backward", flat_without_gil(&backward_params, &backward));
+  m.def("flow_balance_cuda_forward", released(&forward_params, &forward));
+  m.def("flow_balance_cuda_backward", released(&backward_params, &backward));
 }
 
 }  // namespace logpi

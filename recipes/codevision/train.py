@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     import figures
     import transformers
     from rich.console import Console
-    from running import go_on_or_refuse
+    from runs import go_on_or_refuse
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -96,7 +96,7 @@ def _run(args: argparse.Namespace, seed: int, folder: Path, console: Any) -> dic
     import grpo
     import judging
     import model as models
-    from running import Bar
+    from runs import Bar
     from tasks import prompt
 
     started = time.process_time()
@@ -152,7 +152,7 @@ def _run(args: argparse.Namespace, seed: int, folder: Path, console: Any) -> dic
 def _warm_up(args: argparse.Namespace, seed: int, splits: Any, folder: Path, console: Any) -> Path:
     import model as models
     from charts import PIECES, to_learn_from, with_flaws
-    from running import Bar
+    from runs import Bar
     from tasks import prompt
     from transformers import set_seed
 

@@ -154,6 +154,13 @@ def make_warm(
     save(model, tokenizer, folder)
 
 
+def _batched(order: Tensor, lengths: Tensor, batch_size: int) -> Tensor:
+    """Whole batches of rows of like length, in no order; the rest is dropped."""
+    order = order[: len(order) // batch_size * batch_size]
+    batches = order[lengths[order].argsort(stable=True)].view(-1, batch_size)
+    return batches[torch.randperm(len(batches))].flatten()
+
+
 def _encode(tokenizer: PreTrainedTokenizerBase, entries: Sequence[Entry]) -> tuple[Tensor, Tensor]:
     """Left-padded `[B, T]` ids, and a bool mask that is True on the answer and the end token."""
     prompts = tokenizer([prompt(entry) for entry in entries])["input_ids"]

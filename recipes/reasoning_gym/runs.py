@@ -1,4 +1,4 @@
-"""What recipes share: a folder that belongs to its settings, files that are whole, a bar."""
+"""What the scripts share: a folder that belongs to its settings, files that are whole, a bar."""
 
 from __future__ import annotations
 

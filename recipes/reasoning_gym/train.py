@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from running import Bar, go_on_or_refuse
 
 _HERE = Path(__file__).parent
 _NOT_THE_RUN = ("log_probs", "out", "fresh")  # arguments that leave every number as it is
@@ -68,8 +65,10 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Runs what the command line asks for; returns the metrics by implementation."""
     args = arguments(argv)
-    go_on_or_refuse(args.out, _settings(args), fresh=args.fresh)
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers is imported, below
+    import runs
+
+    runs.go_on_or_refuse(args.out, _settings(args), fresh=args.fresh)
+    runs.quiet()
     import summary
     from rich.console import Console
     from tasks import Task
@@ -108,17 +107,9 @@ def _warm_up(args: argparse.Namespace, task: Any, console: Any) -> None:
     if folder.exists():
         return
     entries = with_hedges(task.splits.warmup, args.hedged_fraction, seed=args.seed)
-    tokenizer = models.build_tokenizer(prompt(e) + e["answer"] for e in entries)
-    model = models.build_model(
-        tokenizer,
-        hidden_size=args.hidden_size,
-        num_layers=args.layers,
-        vocab_size=args.vocab_size,
-    )
     with Bar(console, "warm-up", args.warmup_steps) as advance:
-        models.warm_up(
-            model,
-            tokenizer,
+        models.make_warm(
+            folder,
             entries,
             seed=args.seed,
             hidden_size=args.hidden_size,

@@ -24,7 +24,7 @@ pytestmark = [
 ]
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-MODULES = ("countdown", "tasks", "model", "loss_head", "grpo", "running", "charts", "judging",
+MODULES = ("countdown", "tasks", "model", "loss_head", "grpo", "runs", "charts", "judging",
            "figures")  # fmt: skip
 SPLITS = ("heldout", "rl")
 TINY = {

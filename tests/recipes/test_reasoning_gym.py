@@ -20,7 +20,7 @@ pytestmark = [
 ]
 
 FOLDER = Path(__file__).parents[2] / "recipes" / "reasoning_gym"
-MODULES = ("countdown", "tasks", "model", "loss_head", "grpo", "running", "summary", "train")
+MODULES = ("countdown", "tasks", "model", "loss_head", "grpo", "runs", "summary", "train")
 CURVES = ("reward", "entropy", "loss", "grad_norm")
 TINY = {
     "--heldout": 40,
