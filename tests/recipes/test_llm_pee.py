@@ -420,7 +420,7 @@ def test_samples_ask_what_is_answered(recipe: SimpleNamespace) -> None:
 
 
 def test_a_run(recipe: SimpleNamespace, tmp_path: Path) -> None:
-    told = [*TINY, "--out", str(tmp_path)]
+    told = [*TINY, "--threads", str(torch.get_num_threads()), "--out", str(tmp_path)]
     results = recipe.run.main(told)
     page = (tmp_path / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 2
