@@ -104,10 +104,11 @@ def test_long_chains_are_cut_at_any_place() -> None:
 def test_a_node_with_many_children_takes_several_rows() -> None:
     """All pairs of tokens: the prompt has 97 below it, each of these 97; their mass is 1."""
     pairs = [list(pair) for pair in itertools.product(range(V), repeat=2)]
-    out = candidate_log_probs(model_of(), PROMPT, pairs)
-    assert abs(out.log_probs.logsumexp(0)) < 1e-5
-    first = candidate_log_probs(model_of(), PROMPT, [[token] for token in range(V)]).log_probs
-    torch.testing.assert_close(out.log_probs.view(V, V).logsumexp(1), first, rtol=0, atol=1e-5)
+    model = model_of().double()
+    out = candidate_log_probs(model, PROMPT, pairs)
+    assert abs(out.log_probs.logsumexp(0)) < 1e-12
+    first = candidate_log_probs(model, PROMPT, [[token] for token in range(V)]).log_probs
+    torch.testing.assert_close(out.log_probs.view(V, V).logsumexp(1), first, rtol=0, atol=1e-12)
 
 
 def test_means_are_by_the_number_of_tokens_and_order_is_the_callers() -> None:
@@ -122,12 +123,12 @@ def test_means_are_by_the_number_of_tokens_and_order_is_the_callers() -> None:
 
 
 def test_options_reach_the_head() -> None:
-    model, candidate = model_of(), [5, 6, 7]
+    model, candidate = model_of().double(), [5, 6, 7]
     ids = torch.tensor([[*PROMPT, *candidate]])
     options: dict[str, Any] = {"temperature": 0.7, "vocab_size": 90}
     wanted = log_probs(model, ids, logits_to_keep=3, **options).log_probs.sum()
     out = candidate_log_probs(model, torch.tensor(PROMPT), [torch.tensor(candidate)], **options)
-    torch.testing.assert_close(out.log_probs[0], wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(out.log_probs[0], wanted, rtol=0, atol=1e-12)
     half = copy.deepcopy(model).bfloat16()
     plain = candidate_log_probs(half, PROMPT, _drawn(40)).log_probs
     wide = candidate_log_probs(half, PROMPT, _drawn(40), logits_dtype=torch.float32).log_probs
