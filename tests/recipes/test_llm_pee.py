@@ -132,7 +132,7 @@ def test_the_encoder_learns(recipe: SimpleNamespace) -> None:
 
     def recalled() -> float:
         told = encoder.recall([one.text for one in heldout], corpus.types)
-        assert torch.allclose(told.exp().sum(-1), torch.ones(len(heldout)), atol=1e-4)
+        assert torch.allclose(told.exp().sum(-1), torch.ones(len(heldout)), rtol=0, atol=1e-5)
         return float(recipe.recall.recall_at(told, heldout, corpus.types, (5,))[5])
 
     before = recalled()
@@ -173,7 +173,7 @@ def test_recall_by_name_is_the_probability_of_the_name(recipe: SimpleNamespace) 
                 logits = model(torch.tensor([prompt + name])).logits[0, len(prompt) - 1 : -1]
             sums.append(logits.double().log_softmax(-1)[range(len(name)), name].sum())
         expected = torch.stack(sums).log_softmax(-1)
-        assert torch.allclose(told[row].double(), expected, atol=1e-4)
+        assert torch.allclose(told[row].double(), expected, rtol=1e-6, atol=1e-5)
 
 
 # ---- partitions ---------------------------------------------------------------------------------
