@@ -91,7 +91,10 @@ struct Row {
       const uint32_t range = (uint32_t)high - (uint32_t)low;
       const int bits = 32 - __clz((int)range), shift = max(bits - kDigitBits, 0);
       for (int i = threadIdx.x; i < kDigits; i += kThreads) bins[i] = 0;
-      if (threadIdx.x == 0) digit = -1;
+      if (threadIdx.x == 0) {
+        digit = -1;
+        over_it = 0;
+      }
       __syncthreads();
       over(low, [&](float z, int32_t key) {
         if (key < low || key > high) return;
