@@ -56,17 +56,7 @@ float fill(const Buffers& row, const T* z, int64_t n) {
   return top > best[0] ? top : best[0];
 }
 
-LOGPI_INLINE vdouble load_doubles(const float* p) {  // GCC 12 would convert one by one
-#if defined(__AVX512F__)
-  return (vdouble)_mm512_cvtps_pd(_mm256_loadu_ps(p));
-#elif defined(__AVX2__)
-  return (vdouble)_mm256_cvtps_pd(_mm_loadu_ps(p));
-#elif defined(__SSE2__)
-  return (vdouble)_mm_cvtps_pd((__m128)_mm_loadl_epi64((const __m128i*)p));
-#else
-  return __builtin_convertvector(load<vfloat_half>(p), vdouble);
-#endif
-}
+LOGPI_INLINE vdouble load_doubles(const float* p) { return widened(load<vfloat_half>(p)); }
 
 // max(low, x); NaN in x stays.
 LOGPI_INLINE vdouble at_least(double low, vdouble x) {

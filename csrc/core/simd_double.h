@@ -4,13 +4,33 @@ typedef double vdouble __attribute__((vector_size(kBytes)));
 typedef int64_t vlong __attribute__((vector_size(kBytes)));
 constexpr int kDoubles = kBytes / 8;
 
-// The lanes of a vector of floats, added in double: a lane of 1.0 swallows nothing of the others.
+// Between floats and doubles, by name: GCC 12 would convert a part of them at a time.
 typedef float vfloat_half __attribute__((vector_size(kBytes / 2)));
+LOGPI_INLINE vdouble widened(vfloat_half x) {
+#if defined(__AVX512F__)
+  return (vdouble)_mm512_cvtps_pd((__m256)x);
+#elif defined(__AVX2__)
+  return (vdouble)_mm256_cvtps_pd((__m128)x);
+#else
+  return __builtin_convertvector(x, vdouble);
+#endif
+}
+LOGPI_INLINE vfloat_half narrowed(vdouble x) {
+#if defined(__AVX512F__)
+  return (vfloat_half)_mm512_cvtpd_ps((__m512d)x);
+#elif defined(__AVX2__)
+  return (vfloat_half)_mm256_cvtpd_ps((__m256d)x);
+#else
+  return __builtin_convertvector(x, vfloat_half);
+#endif
+}
+
+// The lanes of a vector of floats, added in double: a lane of 1.0 swallows nothing of the others.
 LOGPI_INLINE void add_lanes(vdouble& to, vfloat x) {
   vfloat_half halves[2];
   __builtin_memcpy(halves, &x, sizeof x);
-  to += __builtin_convertvector(halves[0], vdouble);
-  to += __builtin_convertvector(halves[1], vdouble);
+  to += widened(halves[0]);
+  to += widened(halves[1]);
 }
 LOGPI_INLINE double lanes(vdouble x) {
   double sum = 0;
@@ -62,9 +82,9 @@ LOGPI_INLINE void squash(Softcap by, vfloat z, vfloat& y, vfloat& slope) {
   __builtin_memcpy(in, &z, sizeof z);
   for (int i = 0; i < 2; ++i) {
     vdouble value, derivative;
-    squash(by, __builtin_convertvector(in[i], vdouble), value, derivative);
-    out[i] = __builtin_convertvector(value, vfloat_half);
-    slopes[i] = __builtin_convertvector(derivative, vfloat_half);
+    squash(by, widened(in[i]), value, derivative);
+    out[i] = narrowed(value);
+    slopes[i] = narrowed(derivative);
   }
   __builtin_memcpy(&y, out, sizeof y);
   __builtin_memcpy(&slope, slopes, sizeof slope);

@@ -43,37 +43,82 @@ LOGPI_INLINE unsigned sign_bits(vlong x) {
   return (unsigned)(x[0] < 0) | (unsigned)(x[1] < 0) << 1;
 #endif
 }
-// -1 for each true of [i, end). GCC 12 would convert 16 bytes one by one, hence by name.
-LOGPI_INLINE vint load_flags(const bool* flags, int64_t i, int64_t end) {
+
+// A condition for each lane: AVX-512 has registers for that, elsewhere it is -1 or 0.
+#if defined(__AVX512F__)
+typedef __mmask16 vflags;
+constexpr vflags kAll = 0xffff;
+LOGPI_INLINE unsigned lane_bits(vflags x) { return x; }
+LOGPI_INLINE vflags unlike(vint a, vint b, vflags among) {
+  return _mm512_mask_cmpneq_epi32_mask(among, (__m512i)a, (__m512i)b);
+}
+LOGPI_INLINE vflags at_most(vint x, uint32_t most, vflags among) {
+  return _mm512_mask_cmple_epu32_mask(among, (__m512i)x, _mm512_set1_epi32((int)most));
+}
+LOGPI_INLINE vflags between(vfloat x, float lower, float upper, vflags among) {
+  const __m512 value = (__m512)x;
+  among = _mm512_mask_cmp_ps_mask(among, value, _mm512_set1_ps(lower), _CMP_GT_OQ);
+  return _mm512_mask_cmp_ps_mask(among, value, _mm512_set1_ps(upper), _CMP_LT_OQ);
+}
+LOGPI_INLINE vint only(vflags some, vint x) {
+  return (vint)_mm512_maskz_mov_epi32(some, (__m512i)x);
+}
+#else
+typedef vint vflags;
+constexpr vflags kAll = ~vint{};
+LOGPI_INLINE unsigned lane_bits(vflags x) { return sign_bits(x); }
+LOGPI_INLINE vflags unlike(vint a, vint b, vflags among) { return (a != b) & among; }
+LOGPI_INLINE vflags at_most(vint x, uint32_t most, vflags among) {
+  return ((vuint)x <= most) & among;
+}
+LOGPI_INLINE vflags between(vfloat x, float lower, float upper, vflags among) {
+  return (x > lower) & (x < upper) & among;
+}
+LOGPI_INLINE vint only(vflags some, vint x) { return x & some; }
+#endif
+
+// Of [i, end). GCC 12 would convert 16 bytes one by one, hence by name.
+LOGPI_INLINE vflags load_flags(const bool* flags, int64_t i, int64_t end) {
+#if defined(__AVX512F__)
+  const __mmask16 inside = i + kLanes <= end ? 0xffff : (__mmask16)((1u << (end - i)) - 1);
+  const __m128i some = _mm_maskz_loadu_epi8(inside, flags + i);
+  return _mm_test_epi8_mask(some, some);
+#else
   bool some[kLanes] = {};
   const bool* at = flags + i;
   if (i + kLanes > end) {
     memcpy(some, at, (size_t)(end - i));
     at = some;
   }
-#if defined(__AVX512F__)
-  return -(vint)_mm512_cvtepu8_epi32(load<__m128i>(at));
-#elif defined(__AVX2__)
+#if defined(__AVX2__)
   return -(vint)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)at));
 #else
   return -__builtin_convertvector(load<vbytes>(at), vint);
 #endif
+#endif
+}
+// Those of `some`, which lie before `end`; 0 for the others.
+LOGPI_INLINE vint load_values(const float* x, int64_t i, int64_t end, vflags some) {
+#if defined(__AVX512F__)
+  (void)end;
+  return (vint)_mm512_maskz_loadu_epi32(some, x + i);
+#else
+  if (i + kLanes <= end) return load<vint>(x + i) & some;
+  vint out{};
+  memcpy(&out, x + i, 4 * (size_t)(end - i));
+  return out & some;
+#endif
 }
 
-// kLanes tokens; `valid` is -1 or 0, and what it leaves out is 0.
+// kLanes tokens; what is not valid is 0.
 struct Tokens {
-  vint log_probs, advantages, valid;
+  vint log_probs, advantages;
+  vflags valid;
 };
-LOGPI_INLINE vint load_values(const float* x, int64_t i, int64_t end) {
-  vint out{};
-  if (i + kLanes <= end) return load<vint>(x + i);
-  memcpy(&out, x + i, 4 * (size_t)(end - i));
-  return out;
-}
 LOGPI_INLINE Tokens load_tokens(const CovarianceClip& p, int64_t i) {
-  const vint valid = load_flags(p.loss_mask, i, p.num_tokens);
-  return {load_values(p.log_probs, i, p.num_tokens) & valid,
-          load_values(p.advantages, i, p.num_tokens) & valid, valid};
+  const vflags valid = load_flags(p.loss_mask, i, p.num_tokens);
+  return {load_values(p.log_probs, i, p.num_tokens, valid),
+          load_values(p.advantages, i, p.num_tokens, valid), valid};
 }
 
 // ---- sums
@@ -93,7 +138,7 @@ int64_t end_of(const CovarianceClip& p, int64_t tile) {
 }
 
 LOGPI_INLINE vint load_valid(const CovarianceClip& p, const float* x, int64_t i) {
-  return load_values(x, i, p.num_tokens) & load_flags(p.loss_mask, i, p.num_tokens);
+  return load_values(x, i, p.num_tokens, load_flags(p.loss_mask, i, p.num_tokens));
 }
 
 // Where vectors lie that have a value which a TileSum left out.
@@ -118,28 +163,29 @@ struct Leftovers {
 int sum_tile(const CovarianceClip& p, int64_t from, int64_t end, ExactSum& log_probs,
              ExactSum& advantages) {
   const vint first = vint{} + load<int32_t>(p.advantages + from);
-  vint valid{}, others{};
+  vflags others{};
+  int count = 0;
   TileSum sum;
   Leftovers leftovers;
   for (int64_t i = from; i < end; i += kLanes) {
     const Tokens t = load_tokens(p, i);
-    if (!sign_bits(t.valid)) continue;  // padding, in long runs
-    valid -= t.valid;
-    others |= (t.advantages ^ first) & t.valid;
-    leftovers.note(i, sum.add<true>(t.log_probs));
+    const unsigned valid = lane_bits(t.valid);
+    if (!valid) continue;  // padding, in long runs
+    count += __builtin_popcount(valid);
+    others |= unlike(t.advantages, first, t.valid);
+    leftovers.note(i, sum.add(t.log_probs));
   }
   sum.add_to(log_probs);
   leftovers.add_to(log_probs, p, p.log_probs);
 
-  const int count = lanes(valid);
-  if (!sign_bits(others != 0)) {  // one advantage, as a sequence has of its outcome
+  if (!lane_bits(others)) {  // one advantage, as a sequence has of its outcome
     add_times(advantages, (uint32_t)first[0], count);
     return count;
   }
   TileSum each;
   leftovers.count = 0;
   for (int64_t i = from; i < end; i += kLanes) {
-    leftovers.note(i, each.add<false>(load_valid(p, p.advantages, i)));
+    leftovers.note(i, each.add(load_valid(p, p.advantages, i)));
   }
   each.add_to(advantages);
   leftovers.add_to(advantages, p, p.advantages);
@@ -192,7 +238,7 @@ void write_covariances(const CovarianceClip& p, Means mean, int64_t from, int64_
   float* const out = (float*)p.out;
   for (int64_t i = from; i < end; i += kLanes) {
     const Tokens t = load_tokens(p, i);
-    const vint c = bits(covariances_of(t, mean)) & t.valid;
+    const vint c = only(t.valid, bits(covariances_of(t, mean)));
     memcpy(out + i, &c, i + kLanes <= end ? sizeof c : 4 * (size_t)(end - i));
   }
 }
@@ -205,12 +251,12 @@ int list_covariances(const CovarianceClip& p, Means mean, int64_t from, int64_t 
   int listed = 0;
   for (int64_t i = from; i < end; i += kLanes) {
     const Tokens t = load_tokens(p, i);
-    if (!sign_bits(t.valid)) continue;
+    if (!lane_bits(t.valid)) continue;
     const vfloat c = covariances_of(t, mean);
     vint key = bits(c) & (c != 0.0f);
     key = c == c ? key ^ (~(key >> 31) & 0x7fffffff) : vint{};
-    const vint within = (vuint)key <= listing.limit();
-    for (unsigned some = sign_bits(within & t.valid); some; some &= some - 1) {
+    unsigned some = lane_bits(at_most(key, listing.limit(), t.valid));
+    for (; some; some &= some - 1) {
       const int lane = __builtin_ctz(some);
       if ((uint32_t)key[lane] > listing.limit()) continue;
       keys[listed] = (uint32_t)key[lane];
@@ -223,7 +269,7 @@ int list_covariances(const CovarianceClip& p, Means mean, int64_t from, int64_t 
 
 // core/philox.h for several indices at once: a word in the low half of each lane.
 typedef uint64_t vwords __attribute__((vector_size(kBytes)));
-typedef int32_t vints __attribute__((vector_size(kBytes / 2)));
+typedef uint32_t vuints __attribute__((vector_size(kBytes / 2)));
 LOGPI_INLINE vwords product(vwords x, uint32_t factor) {
 #if defined(__AVX512F__)
   return (vwords)_mm512_mul_epu32((__m512i)x, _mm512_set1_epi64(factor));
@@ -261,26 +307,28 @@ LOGPI_INLINE void random_words(uint64_t seed, uint64_t step, vwords (&x)[kTogeth
   for (vwords& word : x) word &= 0xffffffff;
 }
 
-// Appends the lanes of `some`: where each is, and its rank among the valid ones of `valid`.
-LOGPI_INLINE int append(int32_t* places, int32_t* ranks, unsigned some, unsigned valid, int32_t at,
-                        int32_t before) {
+// A candidate of a tile: its place there, and above 16 bits its rank among the valid tokens.
+constexpr uint32_t kRank = 1u << 16;
+static_assert(kTile <= kRank, "");
+
+// Appends the lanes of `some`, the first of which would be `first`.
+LOGPI_INLINE int append(uint32_t* candidates, unsigned some, unsigned valid, uint32_t first) {
 #if defined(__AVX512F__)
-  const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-  const vint taken = (vint)_mm512_maskz_compress_epi32((__mmask16)some, lane);
-  vint rank = taken;  // most vectors are valid throughout
+  const vint lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  vint both = lane * (int)(kRank + 1);  // most vectors are valid throughout
   if (valid != 0xffff) {
-    const __m512i among = _mm512_maskz_expand_epi32((__mmask16)valid, lane);
-    rank = (vint)_mm512_maskz_compress_epi32((__mmask16)some, among);
+    const vint rank = (vint)_mm512_maskz_expand_epi32((__mmask16)valid, (__m512i)lane);
+    both = lane + rank * (int)kRank;
   }
-  store(places, taken + at);
-  store(ranks, rank + before);
+  const vint taken = (vint)_mm512_maskz_compress_epi32((__mmask16)some, (__m512i)both);
+  store(candidates, taken + (int)first);
   return __builtin_popcount(some);
 #else
   int count = 0;
   for (; some; some &= some - 1) {
     const int lane = __builtin_ctz(some);
-    places[count] = at + lane;
-    ranks[count++] = before + __builtin_popcount(valid & ((1u << lane) - 1));
+    const int rank = __builtin_popcount(valid & ((1u << lane) - 1));
+    candidates[count++] = first + (uint32_t)lane + kRank * (uint32_t)rank;
   }
   return count;
 #endif
@@ -289,36 +337,35 @@ LOGPI_INLINE int append(int32_t* places, int32_t* ranks, unsigned some, unsigned
 int list_candidates(const CovarianceClip& p, Means mean, uint64_t step, int64_t index, int64_t from,
                     int64_t end, Listing& listing) {
   constexpr int kStep = kTogether * kDoubles;
-  int32_t places[kTile + kStep], ranks[kTile + kStep];
-  int candidates = 0, before = 0;
-  for (int64_t i = from; i < end; i += kLanes) {
+  uint32_t candidates[kTile + kStep];
+  uint32_t count = 0, first = 0;
+  for (int64_t i = from; i < end; i += kLanes, first += kLanes) {
     const Tokens t = load_tokens(p, i);
-    const unsigned valid = sign_bits(t.valid);
+    const unsigned valid = lane_bits(t.valid);
     if (!valid) continue;
-    const vfloat c = covariances_of(t, mean);
-    unsigned some = sign_bits((c > p.lower) & (c < p.upper) & t.valid);
-    if (p.exclude) some &= ~sign_bits(load_flags(p.exclude, i, p.num_tokens));
-    candidates += append(places + candidates, ranks + candidates, some, valid, (int32_t)i, before);
-    before += __builtin_popcount(valid);
+    unsigned some = lane_bits(between(covariances_of(t, mean), p.lower, p.upper, t.valid));
+    if (p.exclude) some &= ~lane_bits(load_flags(p.exclude, i, p.num_tokens));
+    count += append(candidates + count, some, valid, first);
+    first += kRank * __builtin_popcount(valid);
   }
-  memset(ranks + candidates, 0, 4 * kStep);  // the last vectors' empty lanes
+  memset(candidates + count, 0, 4 * kStep);  // the last vectors' empty lanes
   int listed = 0;
-  for (int j = 0; j < candidates; j += kStep) {
+  for (uint32_t j = 0; j < count; j += kStep) {
     vwords keys[kTogether];
     for (int i = 0; i < kTogether; ++i) {
-      const vlong rank = __builtin_convertvector(load<vints>(ranks + j + i * kDoubles), vlong);
-      keys[i] = (vwords)(rank + index);
+      const vuints some = load<vuints>(candidates + j + i * kDoubles);
+      keys[i] = (__builtin_convertvector(some, vwords) >> 16) + (uint64_t)index;
     }
     random_words(p.seed, step, keys);
     for (int i = 0; i < kTogether; ++i) {
-      const int at = j + i * kDoubles;
+      const uint32_t at = j + i * kDoubles;
       const vwords key = keys[i] >> 1;
       unsigned some = sign_bits((vlong)(key <= (uint64_t)listing.limit()));
       for (; some; some &= some - 1) {
         const int k = __builtin_ctz(some);
-        if (at + k >= candidates || key[k] > listing.limit()) continue;
+        if (at + k >= count || key[k] > listing.limit()) continue;
         p.keys[from + listed] = (uint32_t)key[k];
-        p.places[from + listed++] = places[at + k];
+        p.places[from + listed++] = (int32_t)(from + candidates[at + k] % kRank);
         listing.add((uint32_t)key[k]);
       }
     }

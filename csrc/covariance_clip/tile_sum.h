@@ -1,6 +1,5 @@
-// A tile's sum of floats on a CPU, held whole by vectors of 64 bits in a coarse and a fine part.
-// add() returns the lanes that these cannot hold, as left_out() finds them. Included where
-// sign_bits is.
+// A tile's sum of floats on a CPU, held whole by doubles in a coarse and a fine part. add() returns
+// the lanes that these cannot hold, as left_out() finds them. Included where vflags is.
 
 void add_times(ExactSum& to, uint32_t bits, int64_t times) {
   const Addend value = addend(bits);
@@ -20,80 +19,42 @@ void deposit(ExactSum& to, int limb, int64_t low, int64_t high) {
   to.limbs[limb + 32 / kLimbBits] += high;
 }
 
-#if defined(__AVX512F__)
-// Integers: units of 2^-46 for values of [2^-23, 2^9), of 2^-78 for those of [2^-55, 2^-23).
+// For values of [2^-55, 2^9): what kRound leaves of them is a multiple of 2^-35, and what it rounds
+// off one of 2^-78. A lane's share of a tile fills neither.
 struct TileSum {
-  static constexpr int kCoarse = 13, kFine = 9;  // limbs of these units
-  static constexpr int32_t kLeast = (127 - 55) << 23, kSmall = (127 - 23) << 23;
-  static constexpr int32_t kMost = (127 + 9) << 23;
-  vlong coarse = {}, fine = {};
-
-  LOGPI_INLINE vlong add_halves(vlong to, __m512 x) {
-    to += (vlong)_mm512_cvtps_epi64(_mm512_castps512_ps256(x));
-    return to + (vlong)_mm512_cvtps_epi64(_mm512_extractf32x8_ps(x, 1));
-  }
-  LOGPI_INLINE __mmask16 between(__m512i magnitude, int32_t least, int32_t most) {
-    return _mm512_cmplt_epu32_mask(_mm512_sub_epi32(magnitude, _mm512_set1_epi32(least)),
-                                   _mm512_set1_epi32(most - least));
-  }
-  // kOftenSmall: no branch, which a few small ones in every vector would mispredict.
-  template <bool kOftenSmall>
-  unsigned add(vint bits) {
-    const __m512 x = (__m512)bits;
-    const __m512i magnitude = (__m512i)(bits & 0x7fffffff);
-    const __mmask16 usual = between(magnitude, kSmall, kMost);
-    const __mmask16 small = between(magnitude, kLeast, kSmall);
-    coarse = add_halves(coarse, _mm512_maskz_mul_ps(usual, x, _mm512_set1_ps(0x1p46f)));
-    if (kOftenSmall || small) {
-      fine = add_halves(fine, _mm512_maskz_mul_ps(small, x, _mm512_set1_ps(0x1p78f)));
-    }
-    return _mm512_test_epi32_mask(magnitude, magnitude) & ~(usual | small);
-  }
-  static unsigned left_out(vint bits) {
-    const __m512i magnitude = (__m512i)(bits & 0x7fffffff);
-    return _mm512_test_epi32_mask(magnitude, magnitude) & ~between(magnitude, kLeast, kMost);
-  }
-  static int64_t sum(vlong x) { return _mm512_reduce_add_epi64((__m512i)x); }
-  void add_to(ExactSum& to) const {
-    deposit(to, kCoarse, sum(coarse & 0xffffffff), sum(coarse >> 32));
-    deposit(to, kFine, sum(fine & 0xffffffff), sum(fine >> 32));
-  }
-};
-#else
-// Doubles, for values of [2^-39, 2^12): multiples of 2^-22, as kRound leaves them, and multiples of
-// 2^-62 below 2^-23, which it rounds off.
-struct TileSum {
-  static constexpr int kCoarse = 16, kFine = 11;
-  static constexpr int32_t kLeast = (127 - 39) << 23, kMost = (127 + 12) << 23;
-  static constexpr double kRound = 0x1.8p30;
+  static constexpr int kCoarse = 14, kFine = 9;  // limbs of 2^-38 and 2^-78
+  static constexpr int32_t kLeast = (127 - 55) << 23, kMost = (127 + 9) << 23;
+  static constexpr double kRound = 0x1.8p17;
   vdouble coarse[2] = {vdouble{} + kRound, vdouble{} + kRound}, fine[2] = {};
 
-  LOGPI_INLINE vint strange(vint bits) {
-    const vint magnitude = bits & 0x7fffffff;
-    return ((vuint)(magnitude - kLeast) >= (uint32_t)(kMost - kLeast)) & (magnitude != 0);
+  // Of magnitudes; 0 is not.
+  static vflags within(vint magnitude) {
+    return at_most(magnitude - kLeast, (uint32_t)(kMost - kLeast - 1), kAll);
   }
-  template <bool>
+  static unsigned left_out(vint magnitude, vflags in) {
+    return lane_bits(unlike(magnitude, vint{}, ~in));
+  }
+  static unsigned left_out(vint bits) {
+    return left_out(bits & 0x7fffffff, within(bits & 0x7fffffff));
+  }
   unsigned add(vint bits) {
-    const vint out = strange(bits);
-    bits &= ~out;
+    const vint magnitude = bits & 0x7fffffff;
+    const vflags in = within(magnitude);
+    const vint some = only(in, bits);
     vfloat_half halves[2];
-    memcpy(halves, &bits, sizeof bits);
+    memcpy(halves, &some, sizeof some);
     for (int h = 0; h < 2; ++h) {
-      const vdouble x = __builtin_convertvector(halves[h], vdouble), next = coarse[h] + x;
+      const vdouble x = widened(halves[h]), next = coarse[h] + x;
       fine[h] += x - (next - coarse[h]);
       coarse[h] = next;
     }
-    return sign_bits(out);
+    return left_out(magnitude, in);
   }
-  static unsigned left_out(vint bits) { return sign_bits(strange(bits)); }
   static void add_to(ExactSum& to, int limb, double units) {
     deposit(to, limb, (int64_t)units & 0xffffffff, (int64_t)units >> 32);
   }
   void add_to(ExactSum& to) const {
-    for (int h = 0; h < 2; ++h) {
-      add_to(to, kCoarse, lanes(coarse[h] - kRound) * 0x1p22);
-      add_to(to, kFine, lanes(fine[h]) * 0x1p62);
-    }
+    add_to(to, kCoarse, (lanes(coarse[0] - kRound) + lanes(coarse[1] - kRound)) * 0x1p38);
+    add_to(to, kFine, (lanes(fine[0]) + lanes(fine[1])) * 0x1p78);
   }
 };
-#endif

@@ -27,7 +27,7 @@ LOGPI_INLINE vdouble floats_at(const float* p, int count) {
   } else {
     memcpy(&x, p, sizeof(float) * count);
   }
-  return __builtin_convertvector(x, vdouble);
+  return widened(x);
 }
 LOGPI_INLINE vlong flags_at(const bool* p, int count) {
   vbyte x = {};
@@ -47,7 +47,7 @@ LOGPI_INLINE vlong flags_at(const bool* p, int count) {
 #endif
 }
 LOGPI_INLINE void write(float* p, vdouble x, int count) {
-  const vfloat_half y = __builtin_convertvector(x, vfloat_half);
+  const vfloat_half y = narrowed(x);
   if (count == kDoubles) {
     store(p, y);
   } else {

@@ -170,6 +170,21 @@ def test_sums_are_exact_at_any_scale(kernel_row: Row, scale: float) -> None:
     assert torch.equal(ours, covariances(x, ones, mask, backend="torch"))
 
 
+@pytest.mark.parametrize("exponent", [-57, -56, -55, -36, -35, 8, 9, 10])
+def test_sums_at_the_ends_of_what_a_tile_holds(kernel_row: Row, exponent: int) -> None:
+    """Values at the limits of csrc/covariance_clip/tile_sum.h, of which no bit may be lost."""
+    value = torch.tensor(2.0**exponent).nextafter(torch.tensor(torch.inf))
+    mask = torch.ones(2048, dtype=torch.bool)
+    other = (torch.arange(2048) % 3 == 0).float()
+    alone = torch.zeros(2048)
+    alone[77] = value
+    among = torch.full((2048,), -(2.0**9 - 2**-15))  # all of one sign: the largest sum
+    among[1::2] = value
+    for x in (alone, among, -among):
+        ours = covariances(x, other, mask, backend=kernel_row.backend)
+        assert torch.equal(ours, covariances(x, other, mask, backend="torch"))
+
+
 def test_equal_advantages_have_no_covariance(row: Row) -> None:
     log_probs, advantages, mask, _ = problem(700, "equal")
     args = (log_probs, advantages, mask)
