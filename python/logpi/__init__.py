@@ -2,6 +2,7 @@
 
 from logpi import advantages, diagnostics, objectives
 from logpi.core.backends import BackendError
+from logpi.core.metrics import Metrics
 from logpi.core.support import KeepSet
 from logpi.ops.action_sampling import ActionCodec, ActionSample, sample_action_tokens
 from logpi.ops.action_sampling.episodes import episode_mask
@@ -29,6 +30,7 @@ __all__ = [
     "FlowBalanceLoss",
     "KeepSet",
     "LogPartition",
+    "Metrics",
     "PolicyLoss",
     "TokenLogProbs",
     "TokenSample",

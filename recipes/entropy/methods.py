@@ -80,8 +80,8 @@ class MethodTrainer(GRPOTrainer):
             )
         kept = self._metrics["train"]
         kept["entropy"].append((scored.entropy.detach().sum() / mask.sum()).item())
-        for name, value in metrics.items():
-            kept[f"{self.method}/{name}"].append(value.item())
+        for name, value in metrics.floats().items():
+            kept[f"{self.method}/{name}"].append(value)
         return loss
 
     def _objective(

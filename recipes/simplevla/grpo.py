@@ -202,5 +202,5 @@ def _step(
     return {
         "entropy": (scored.entropy.sum() / mask.sum()).item(),
         "grad_norm": norm.item(),
-        **{name: value.item() for name, value in metrics.items()},
+        **metrics.floats(),
     }

@@ -18,12 +18,14 @@ from torch import Tensor
 
 from logpi.core import checks, cuda, triton_row
 from logpi.core.backends import AUTO, Backend, select
+from logpi.core.metrics import Metrics
 
 _HERE = "logpi.ops.flow_balance."
 
 # Means over the tokens of the mask, then means over the sequences.
 METRICS = ("log_prob", "old_log_prob", "ref_log_prob", "ppo_kl", "ref_kl",
            "log_z", "scaled_reward", "residual", "importance_weight", "clip_fraction")  # fmt: skip
+_PLACES = {name: at for at, name in enumerate(METRICS)}
 DEFAULT_MAX_WEIGHT = 10.0
 
 
@@ -31,7 +33,7 @@ class FlowBalanceLoss(NamedTuple):
     """What `flow_balance_loss` returns. The metrics are 0-d, on the device, without gradient."""
 
     loss: Tensor
-    metrics: dict[str, Tensor]
+    metrics: Metrics
 
 
 class Call(NamedTuple):
@@ -139,7 +141,8 @@ def flow_balance_loss(
             row serves or raises; it never falls back.
 
     Returns:
-        `FlowBalanceLoss(loss, metrics)`: 0-d tensors, float32 (float64 for float64 log-probs).
+        `FlowBalanceLoss(loss, metrics)`: 0-d tensors, float32 (float64 for float64 log-probs);
+        `metrics.floats()` reads all at once.
         Means over tokens: "log_prob", "old_log_prob", "ref_log_prob", "ppo_kl" (old - new) and
         "ref_kl" (ref - new). Means over the B sequences: "log_z", "scaled_reward", "residual"
         (delta), "importance_weight" and "clip_fraction" (of weights that a bound has changed).
@@ -171,7 +174,7 @@ def flow_balance_loss(
         loss, metrics = _FlowBalance.apply(call.log_probs, call.log_z, call, row)  # type: ignore[no-untyped-call]
     else:
         loss, metrics, _ = row.kernels.forward(call)
-    return FlowBalanceLoss(loss, dict(zip(METRICS, metrics.unbind(), strict=True)))
+    return FlowBalanceLoss(loss, Metrics(metrics, _PLACES))
 
 
 class _FlowBalance(torch.autograd.Function):

@@ -18,6 +18,7 @@ from torch import Tensor
 from logpi.core import checks
 from logpi.core.backends import AUTO, Backend, select
 from logpi.core.masked import token_weights
+from logpi.core.metrics import Metrics
 from logpi.core.support import KeepSet
 from logpi.ops.linear_log_probs import BACKENDS as LINEAR_BACKENDS
 from logpi.ops.linear_log_probs.op import LinearCall, check_linear_call, no_autocast
@@ -119,11 +120,11 @@ def linear_policy_loss(
 
     Returns:
         `PolicyLoss(loss, metrics)`: 0-d tensors, float32 (float64 for float64 input), nothing
-        read on the host. Means over the tokens of `loss_mask`: "entropy", "ratio",
-        "approx_kl_k1", "approx_kl_k3", "kl" with `kl`, "clip_fraction_low" and
-        "clip_fraction_high" (and "_dual") of objectives that clip. "policy_loss" is the
-        objective's part of the loss. The loss can be differentiated once: its backward hands
-        over the gradients that the forward made, times the upstream gradient.
+        read on the host; `metrics.floats()` reads all at once. Means over the tokens of
+        `loss_mask`: "entropy", "ratio", "approx_kl_k1", "approx_kl_k3", "kl" with `kl`,
+        "clip_fraction_low" and "clip_fraction_high" (and "_dual") of objectives that clip.
+        "policy_loss" is the objective's part of the loss. The loss can be differentiated once: its
+        backward hands over the gradients that the forward made, times the upstream gradient.
 
     Raises:
         ValueError: a shape or value; a sequence-level objective; a `KeepSet`.
@@ -168,7 +169,7 @@ class _LinearPolicyLoss(torch.autograd.Function):
         bias: Tensor | None,
         call: PolicyCall,
         row: Backend,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    ) -> tuple[Tensor, Metrics]:
         from logpi.ops.linear_policy_loss import _chunks
 
         needs = ctx.needs_input_grad[:3]

@@ -16,6 +16,7 @@ from torch import Tensor
 from logpi.core import checks
 from logpi.core.backends import AUTO
 from logpi.core.masked import Count
+from logpi.core.metrics import Metrics
 from logpi.ops.policy_loss.base import Objective
 from logpi.ops.policy_loss.loss import PolicyLoss
 from logpi.ops.policy_loss.objectives import Reinforce, Surrogate
@@ -114,7 +115,8 @@ class _Mixture:
             objective=Reinforce(), num_tokens=num_sft_tokens, backend=backend,
         )  # fmt: skip
         metrics |= {f"sft_{key}": value for key, value in sft.metrics.items()}
-        return PolicyLoss(sft.loss if total is None else total + sft.loss, metrics)
+        loss = sft.loss if total is None else total + sft.loss
+        return PolicyLoss(loss, Metrics.stacked(metrics))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from logpi.core.metrics import Metrics
 from logpi.ops.policy_loss.base import Objective, Tokens
 from logpi.ops.policy_loss.kl import KL
 from logpi.ops.token_log_probs import TokenLogProbs
@@ -21,7 +22,7 @@ class PolicyLoss(NamedTuple):
     """What a policy loss returns. The metrics are 0-d tensors on the device, without gradient."""
 
     loss: Tensor
-    metrics: dict[str, Tensor]
+    metrics: Metrics
 
 
 class Formula(NamedTuple):
@@ -78,8 +79,9 @@ def added(total: Sums, more: Sums) -> Sums:
     return {name: total[name] + more[name] for name in total} if total else more
 
 
-def metrics(total: Sums, dtype: torch.dtype) -> dict[str, Tensor]:
+def metrics(total: Sums, dtype: torch.dtype) -> Metrics:
     """`policy_loss` as it was weighted, everything else as a mean over the tokens."""
     tokens = total["tokens"].clamp(min=1)
     means = {k: v / tokens for k, v in total.items() if k not in ("policy_loss", "tokens")}
-    return {k: v.to(dtype) for k, v in {"policy_loss": total["policy_loss"], **means}.items()}
+    named = {"policy_loss": total["policy_loss"], **means}
+    return Metrics.stacked({k: v.to(dtype) for k, v in named.items()})

@@ -16,11 +16,12 @@ from torch import Tensor
 from logpi.core import checks, triton_row
 from logpi.core.backends import AUTO, Backend, select
 from logpi.core.masked import Count, sequence_weights
+from logpi.core.metrics import Metrics
 from logpi.ops.policy_loss import encoding
 from logpi.ops.policy_loss.base import Objective
 from logpi.ops.policy_loss.importance import RolloutImportance
 from logpi.ops.policy_loss.kl import ESTIMATORS, KL
-from logpi.ops.policy_loss.loss import PolicyLoss, metrics, sums_of
+from logpi.ops.policy_loss.loss import PolicyLoss, sums_of
 from logpi.ops.policy_loss.objectives import PPOClip
 
 _HERE = "logpi.ops.policy_loss."
@@ -146,10 +147,10 @@ def policy_loss(
 
     Returns:
         `PolicyLoss(loss, metrics)`: 0-d tensors on the device, float32 (float64 for float64
-        log_probs), nothing read on the host. Means over the tokens of `loss_mask`: "ratio",
-        "approx_kl_k1", "approx_kl_k3", "kl" with `kl`, "entropy" with it, "rollout_*" with
-        `importance`, and the objective's `fractions`. "policy_loss" is the objective's part of the
-        loss.
+        log_probs), nothing read on the host; `metrics.floats()` reads all at once. Means over the
+        tokens of `loss_mask`: "ratio", "approx_kl_k1", "approx_kl_k3", "kl" with `kl`, "entropy"
+        with it, "rollout_*" with `importance`, and the objective's `fractions`. "policy_loss" is
+        the objective's part of the loss.
 
     Raises:
         ValueError: a shape or value.  TypeError: a dtype.
@@ -174,10 +175,9 @@ def policy_loss(
     if told:
         totals = sums_of(told, call.loss_mask)
         totals["tokens"] = call.loss_mask.sum(dtype=torch.float64)
-        zero = torch.zeros_like(totals["tokens"])
-        means = metrics({"policy_loss": zero, **totals}, call.log_probs.dtype)
-        del means["policy_loss"]
-        out.metrics.update(means)
+        tokens = totals.pop("tokens").clamp(min=1)
+        means = {k: (v / tokens).to(call.log_probs.dtype) for k, v in totals.items()}
+        out = PolicyLoss(out.loss, Metrics.stacked({**out.metrics, **means}))
     return out
 
 
@@ -196,9 +196,8 @@ def _by_kernel(row: Backend, call: Call) -> PolicyLoss:
         )
     else:
         loss, values, _, _ = row.kernels.forward(encoded, False, False)
-    every = values.unbind()
-    names = encoding.written(call.objective, call.kl is not None, call.entropy is not None)
-    return PolicyLoss(loss, {name: every[at] for name, at in names.items()})
+    places = encoding.written(call.objective, call.kl is not None, call.entropy is not None)
+    return PolicyLoss(loss, Metrics(values, places))
 
 
 class _PolicyLoss(torch.autograd.Function):

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from logpi.core import checks
 from logpi.core.masked import Count, token_weights
+from logpi.core.metrics import Metrics
 from logpi.ops.policy_loss.loss import PolicyLoss
 
 
@@ -62,12 +63,13 @@ def value_loss(
         x.to(dtype).where(mask, 0.0) for x in (values, old_values.detach(), returns.detach())
     )
     error = larger = (v - g).square()
-    metrics = {"value": v, "squared_error": error}
+    told = {"value": v, "squared_error": error}
     if clip_range is not None:
         clamped = (v.clamp(old - clip_range, old + clip_range) - g).square()
         larger = torch.maximum(error, clamped)
-        metrics["value_clip_fraction"] = (clamped > error).to(dtype)
+        told["value_clip_fraction"] = (clamped > error).to(dtype)
     loss = (weights * larger).sum(dtype=torch.float64) / 2
     tokens = mask.sum().clamp(min=1)
-    means = {k: x.detach().sum(dtype=torch.float64) / tokens for k, x in metrics.items()}
-    return PolicyLoss(loss.to(dtype), {name: mean.to(dtype) for name, mean in means.items()})
+    means = {k: x.detach().sum(dtype=torch.float64) / tokens for k, x in told.items()}
+    metrics = Metrics.stacked({name: mean.to(dtype) for name, mean in means.items()})
+    return PolicyLoss(loss.to(dtype), metrics)
