@@ -43,7 +43,7 @@ def in_rows(x: Tensor) -> Tensor:
 
 def empty_outputs(call: Call) -> Outputs:
     new = call.log_z.new_empty
-    return new(()), new(len(METRICS)), new((len(call.log_z), 2), dtype=torch.float64)
+    return new(()), new(len(METRICS)), new((*call.log_z.shape, 2), dtype=torch.float64)
 
 
 def empty_gradients(loss_mask: Tensor, grad_loss: Tensor, needs: tuple[bool, bool]) -> Gradients:
