@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -72,16 +70,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[dict[str, Any]]]:
     """Runs what is not yet there; returns the metrics of every seed by method."""
     args = arguments(argv)
     sys.path[:0] = [str(_HERE.parent / "reasoning_gym"), str(_HERE)]
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers is imported, below
     import runs
+
+    runs.quiet()
     import side_by_side
-    import transformers
     from tasks import Task
 
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    runs.go_on_or_refuse(args.out, _settings(args), fresh=args.fresh)
+    runs.go_on_or_refuse(args.out, runs.settings(args, _NOT_THE_RUN), fresh=args.fresh)
     asked = _runs(args)
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in asked}
     for seed in args.seeds:
@@ -99,10 +94,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[dict[str, Any]]]:
     print(side_by_side.table(results))
     print(f"results: {args.out}")
     return results
-
-
-def _settings(args: argparse.Namespace) -> dict[str, Any]:
-    return {key: value for key, value in vars(args).items() if key not in _NOT_THE_RUN}
 
 
 def _runs(args: argparse.Namespace) -> dict[str, tuple[str, float]]:
@@ -126,20 +117,15 @@ def _run(
     from sampling import sampled
 
     warm = _warm_up(args, task, seed)
-    known = {name: getattr(args, name) for name in methods.MethodSettings.__dataclass_fields__}
-    known["reward_scale"] = reward_scale
-    shared = {
-        name: getattr(args, name)
-        for name in grpo.GRPOSettings.__dataclass_fields__
-        if name not in ("seed", "eval_steps", "save_steps")
-    }
+    own = {"seed": seed, "reward_scale": reward_scale, "eval_steps": 0, "save_steps": 0}
+    known = vars(args) | own
     model, tokenizer, log = methods.train(
         method,
         warm,
         path.parent,
         task,
-        grpo.GRPOSettings(seed=seed, eval_steps=0, save_steps=0, **shared),
-        methods.MethodSettings(**known),
+        runs.chosen(grpo.GRPOSettings, known),
+        runs.chosen(methods.MethodSettings, known),
         on_step=lambda step: _say(seed, path.parent.name, step, args),
     )
     entries, length = task.splits.heldout, args.max_new_tokens
@@ -154,13 +140,13 @@ def _run(
 
     first = path.parents[1] / "before.json"
     if not first.exists():
-        first.write_text(json.dumps(measured(*models.load(warm)), indent=1) + "\n")
+        runs.write_json(measured(*models.load(warm)), first)
     before = json.loads(first.read_text())
     metrics = {
         "method": method,
         "seed": seed,
         "reward_scale": reward_scale,
-        "settings": _settings(args),
+        "settings": runs.settings(args, _NOT_THE_RUN),
         "before": before,
         "after": measured(model, tokenizer),
         "seconds": sum(step["step_time"] for step in log),

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import json
 import os
 import shutil
 import sys
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
+
+
+def settings(args: argparse.Namespace, without: Collection[str]) -> dict[str, Any]:
+    """What the numbers of a run depend on."""
+    return {key: value for key, value in vars(args).items() if key not in without}
+
+
+def chosen(kind: Any, known: dict[str, Any]) -> Any:
+    """A dataclass `kind` of what is known by the names of its fields."""
+    return kind(**{field.name: known[field.name] for field in dataclasses.fields(kind)})
 
 
 def go_on_or_refuse(out: Path, asked: dict[str, Any], *, fresh: bool) -> None:
@@ -30,6 +43,15 @@ def write_json(content: dict[str, Any], path: Path) -> None:
     """Written beside its place and renamed: where the file is, it is whole."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(content, indent=1) + "\n")
+    partial.rename(path)
+
+
+def save(saved: dict[str, Any], path: Path) -> None:
+    """The same of tensors."""
+    import torch
+
+    partial = path.with_suffix(".partial")
+    torch.save(saved, partial)
     partial.rename(path)
 
 

@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = arguments(argv)
     import runs
 
-    runs.go_on_or_refuse(args.out, _settings(args), fresh=args.fresh)
+    runs.go_on_or_refuse(args.out, runs.settings(args, _NOT_THE_RUN), fresh=args.fresh)
     runs.quiet()
     import summary
     from rich.console import Console
@@ -92,10 +92,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     for metrics in results.values():
         console.print(summary.last_line(metrics))
     return results
-
-
-def _settings(args: argparse.Namespace) -> dict[str, Any]:
-    return {key: value for key, value in vars(args).items() if key not in _NOT_THE_RUN}
 
 
 def _warm_up(args: argparse.Namespace, task: Any, console: Any) -> None:
@@ -125,17 +121,15 @@ def _warm_up(args: argparse.Namespace, task: Any, console: Any) -> None:
 def _grpo(args: argparse.Namespace, task: Any, log_probs: str, console: Any) -> dict[str, Any]:
     import grpo
     import model as models
+    import runs
     import summary
-    from runs import Bar
 
     warm, folder = args.out / "warmup", args.out / log_probs
     before = models.greedy_accuracy(
         *models.load(warm), task, task.splits.heldout, max_new_tokens=args.max_new_tokens
     )
-    settings = grpo.GRPOSettings(
-        **{name: getattr(args, name) for name in grpo.GRPOSettings.__dataclass_fields__}
-    )
-    with Bar(console, f"GRPO, {log_probs}", args.steps) as advance:
+    settings = runs.chosen(grpo.GRPOSettings, vars(args))
+    with runs.Bar(console, f"GRPO, {log_probs}", args.steps) as advance:
         log = grpo.run_grpo(
             warm,
             folder,
@@ -148,7 +142,7 @@ def _grpo(args: argparse.Namespace, task: Any, log_probs: str, console: Any) -> 
             ),
         )
     metrics = summary.summarize(
-        log, settings=_settings(args), log_probs=log_probs, warmup_accuracy=before
+        log, settings=runs.settings(args, _NOT_THE_RUN), log_probs=log_probs, warmup_accuracy=before
     )
     summary.write(metrics, folder)
     return metrics

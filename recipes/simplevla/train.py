@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
 import time
@@ -80,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[dict[str, Any]]]:
     import torch
     from simulator import Pool
 
-    runs.go_on_or_refuse(args.out, _settings(args), fresh=args.fresh)
+    runs.go_on_or_refuse(args.out, runs.settings(args, _NOT_THE_RUN), fresh=args.fresh)
     torch.set_num_threads(args.threads)
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in args.variant}
     with Pool(args.processes) as pool:
@@ -96,18 +95,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[dict[str, Any]]]:
     return results
 
 
-def _settings(args: argparse.Namespace) -> dict[str, Any]:
-    return {key: value for key, value in vars(args).items() if key not in _NOT_THE_RUN}
-
-
 def _run(args: argparse.Namespace, pool: Any, seed: int, variant: str, path: Path) -> None:
     import grpo
     import runs
     import torch
 
     known = vars(args) | {"seed": seed, "dynamic_sampling": True} | VARIANTS[variant]
-    names = [field.name for field in dataclasses.fields(grpo.GRPOSettings)]
-    told = grpo.GRPOSettings(**{name: known[name] for name in names})
+    told = runs.chosen(grpo.GRPOSettings, known)
     policy = _policy(args)
     before = _cold_start(args, pool, policy, seed)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=told.learning_rate, weight_decay=0.01)
@@ -148,12 +142,12 @@ def _run(args: argparse.Namespace, pool: Any, seed: int, variant: str, path: Pat
             log.append(step)
             if "heldout_success" in step:
                 saved = {"policy": policy.state_dict(), "optimizer": optimizer.state_dict()}
-                _save(saved | {"log": log, "sampled": sampled}, checkpoint)
+                runs.save(saved | {"log": log, "sampled": sampled}, checkpoint)
             advance(_text(log, before["success"]))
     metrics = {
         "variant": variant,
         "seed": seed,
-        "settings": _settings(args) | VARIANTS[variant],
+        "settings": runs.settings(args, _NOT_THE_RUN) | VARIANTS[variant],
         "heldout": args.heldout,
         "before": before,
         "after": _heldout(args, pool, policy),
@@ -209,7 +203,7 @@ def _cold_start(args: argparse.Namespace, pool: Any, policy: Any, seed: int) -> 
     times = {"seconds": time.perf_counter() - wall, "cpu_seconds": _cpu_seconds(pool) - cpu}
     before = _heldout(args, pool, policy) | times | {"demonstrated_steps": len(shown.states)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    _save({"policy": policy.state_dict(), "before": before}, path)
+    runs.save({"policy": policy.state_dict(), "before": before}, path)
     return before
 
 
@@ -223,15 +217,6 @@ def _heldout(args: argparse.Namespace, pool: Any, policy: Any) -> dict[str, Any]
         "success": episodes.success.float().mean().item(),
         "succeeded": episodes.success.nonzero().flatten().tolist(),
     }
-
-
-def _save(saved: dict[str, Any], path: Path) -> None:
-    """Written beside its place and renamed, so that an interrupt leaves all of it or nothing."""
-    import torch
-
-    partial = path.with_suffix(".partial")
-    torch.save(saved, partial)
-    partial.rename(path)
 
 
 def _cpu_seconds(pool: Any) -> float:

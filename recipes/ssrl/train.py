@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
 import time
@@ -72,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[dict[str, Any]]]:
     sys.path[:0] = [str(_HERE), str(_HERE.parent / "reasoning_gym")]
     import runs
 
-    runs.go_on_or_refuse(args.out, _settings(args), fresh=args.fresh)
+    runs.go_on_or_refuse(args.out, runs.settings(args, _NOT_THE_RUN), fresh=args.fresh)
     runs.quiet()
     import summary
     from rich.console import Console
@@ -92,10 +91,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[dict[str, Any]]]:
     return results
 
 
-def _settings(args: argparse.Namespace) -> dict[str, Any]:
-    return {key: value for key, value in vars(args).items() if key not in _NOT_THE_RUN}
-
-
 class _Run:
     """One variant on one seed: what it is made of, and its phases."""
 
@@ -104,6 +99,7 @@ class _Run:
         import grpo
         import memory
         import model as models
+        import runs
         import torch
 
         from logpi.rewards.information import LocalIndex, RealSearch
@@ -126,8 +122,8 @@ class _Run:
         self.engine = RealSearch(LocalIndex(self.facts.passages), top_k=args.top_k)
         known = vars(args) | {"seed": seed, "information": "memory", "mask_information": True}
         known |= VARIANTS[variant]
-        self.told = _chosen(grpo.GRPOSettings, known)
-        self.warm_up_told = _chosen(memory.WarmUpSettings, known)
+        self.told = runs.chosen(grpo.GRPOSettings, known)
+        self.warm_up_told = runs.chosen(memory.WarmUpSettings, known)
         torch.manual_seed(seed)
         self.model = models.build_model(
             self.words,
@@ -176,13 +172,13 @@ class _Run:
                     log[-1]["heldout"] = self._measured("memory")
                     log[-1]["sampled"] = self._measured("memory", greedy=False)
                     state = {"model": self.model.state_dict(), "optimizer": optimizer.state_dict()}
-                    _save(state | {"log": log}, checkpoint)
+                    runs.save(state | {"log": log}, checkpoint)
                 em = "EM {em:.2f}, form {format:.2f}, {searches:.1f} searches".format(**found)
                 advance(em, number + 1)
         metrics = {
             "variant": self.variant,
             "seed": self.seed,
-            "settings": _settings(self.args) | VARIANTS[self.variant],
+            "settings": runs.settings(self.args, _NOT_THE_RUN) | VARIANTS[self.variant],
             "countries": len(self.facts.countries),
             "passages": len(self.facts.passages),
             "words": len(self.words),
@@ -220,7 +216,7 @@ class _Run:
             )
         seconds = time.process_time() - cpu
         path.parent.mkdir(parents=True, exist_ok=True)
-        _save({"model": self.model.state_dict(), "cpu_seconds": seconds}, path)
+        runs.save({"model": self.model.state_dict(), "cpu_seconds": seconds}, path)
         return seconds
 
     def _everywhere(self) -> dict[str, Any]:
@@ -247,19 +243,6 @@ class _Run:
             )
             for hops, asked in self.heldout.items()
         }
-
-
-def _chosen(kind: Any, known: dict[str, Any]) -> Any:
-    return kind(**{field.name: known[field.name] for field in dataclasses.fields(kind)})
-
-
-def _save(saved: dict[str, Any], path: Path) -> None:
-    """Written beside its place and renamed, so that an interrupt leaves all of it or nothing."""
-    import torch
-
-    partial = path.with_suffix(".partial")
-    torch.save(saved, partial)
-    partial.rename(path)
 
 
 if __name__ == "__main__":

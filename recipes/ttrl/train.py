@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[dict[str, Any]]]:
     sys.path[:0] = [str(_HERE.parent / "reasoning_gym"), str(_HERE)]
     import runs
 
-    runs.go_on_or_refuse(args.out, _settings(args), fresh=args.fresh)
+    runs.go_on_or_refuse(args.out, runs.settings(args, _NOT_THE_RUN), fresh=args.fresh)
     runs.quiet()
     import curves
     from rich.console import Console
@@ -84,18 +84,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[dict[str, Any]]]:
     return results
 
 
-def _settings(args: argparse.Namespace) -> dict[str, Any]:
-    return {key: value for key, value in vars(args).items() if key not in _NOT_THE_RUN}
-
-
 def _run(
     args: argparse.Namespace, seed: int, name: str, folder: Path, console: Any
 ) -> dict[str, Any]:
     """One training from the seed's warm model, measured before and after."""
     import grpo
     import measuring
+    import runs
     import voting
-    from runs import Bar
     from tasks import Task
 
     task = Task(
@@ -129,16 +125,14 @@ def _run(
 
     before = _warm(args, seed, folder.parent, task, measured, console)
     known = vars(args) | {"seed": seed, "num_generations": args.votes}
-    settings = grpo.GRPOSettings(
-        **{field: known[field] for field in grpo.GRPOSettings.__dataclass_fields__}
-    )
+    settings = runs.chosen(grpo.GRPOSettings, known)
     reward = voting.REWARDS[name](
         num_votes=args.votes,
         num_samples=args.samples,
         group_size=args.votes,
         extract=how["extract"],
     )
-    with Bar(console, f"seed {seed} {name}", args.steps) as advance:
+    with runs.Bar(console, f"seed {seed} {name}", args.steps) as advance:
         model, tokenizer, log = voting.train(
             folder.parent / "warmup",
             folder,
@@ -156,7 +150,7 @@ def _run(
     return {
         "reward": name,
         "seed": seed,
-        "settings": _settings(args),
+        "settings": runs.settings(args, _NOT_THE_RUN),
         "before": before,
         "after": measured(model, tokenizer),
         "cpu_seconds": sum(step["cpu_seconds"] for step in log),
