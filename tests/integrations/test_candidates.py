@@ -197,9 +197,7 @@ def test_what_passes_while_short_is_checked_again_when_longer() -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0, 0.2 if parameter.dim() > 1 else 1.0)
-    few = [[3, 4, 5], [3, 6, 7]]
-    ours = candidate_log_probs(model, PROMPT, few).log_probs
-    torch.testing.assert_close(ours, benchmark.one_by_one(model, PROMPT, few), rtol=0, atol=1e-4)
+    _agrees(model, [[3, 4, 5], [3, 6, 7]], "gpt_neo")
     with pytest.raises(RuntimeError, match="GPTNeoForCausalLM: its hidden states"):
         candidate_log_probs(model, PROMPT, _drawn(40))
 
