@@ -25,6 +25,12 @@ def test_is_a_mapping_of_0d_tensors() -> None:
         metrics["kl"] = torch.tensor(0.0)  # type: ignore[index]
 
 
+def test_expects_a_tensor_and_places_or_a_mapping() -> None:
+    for given in ((torch.zeros(2),), ([1.0], {"a": 0}), ({"a": torch.zeros(())}, {"a": 0})):
+        with pytest.raises(TypeError, match="values: expected a tensor and places, or a mapping"):
+            Metrics(*given)  # type: ignore[arg-type]
+
+
 def test_floats_are_one_copy() -> None:
     calls = []
 
@@ -33,7 +39,7 @@ def test_floats_are_one_copy() -> None:
             calls.append(str(func))
             return func(*args, **(kwargs or {}))
 
-    metrics = Metrics.stacked({"a": torch.tensor(1.25), "b": torch.tensor(-3.0)})
+    metrics = Metrics({"a": torch.tensor(1.25), "b": torch.tensor(-3.0)})
     with Seen():
         floats = metrics.floats()
     assert floats == {"a": 1.25, "b": -3.0}
@@ -44,8 +50,18 @@ def test_floats_are_one_copy() -> None:
 
 def test_survives_a_pickle() -> None:
     """As a trainer's workers send it."""
-    metrics = Metrics.stacked({"a": torch.tensor(1.25)})
+    metrics = Metrics({"a": torch.tensor(1.25)})
     assert pickle.loads(pickle.dumps(metrics)).floats() == {"a": 1.25}
+
+
+@pytest.mark.frameworks
+def test_passes_through_accelerate() -> None:
+    """Which makes a new mapping from the old one's type, as transformers does."""
+    operations = pytest.importorskip("accelerate.utils.operations")
+    metrics = Metrics({"a": torch.tensor(1.25), "b": torch.tensor(-3.0)})
+    found = operations.recursively_apply(lambda x: 2 * x, metrics)
+    assert isinstance(found, Metrics)
+    assert found.floats() == {"a": 2.5, "b": -6.0}
 
 
 def test_losses_agree_with_the_definition_about_their_metrics() -> None:

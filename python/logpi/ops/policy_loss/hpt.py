@@ -116,7 +116,7 @@ class _Mixture:
         )  # fmt: skip
         metrics |= {f"sft_{key}": value for key, value in sft.metrics.items()}
         loss = sft.loss if total is None else total + sft.loss
-        return PolicyLoss(loss, Metrics.stacked(metrics))
+        return PolicyLoss(loss, Metrics(metrics))
 
 
 @dataclass(frozen=True)

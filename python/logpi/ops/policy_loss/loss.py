@@ -84,4 +84,4 @@ def metrics(total: Sums, dtype: torch.dtype) -> Metrics:
     tokens = total["tokens"].clamp(min=1)
     means = {k: v / tokens for k, v in total.items() if k not in ("policy_loss", "tokens")}
     named = {"policy_loss": total["policy_loss"], **means}
-    return Metrics.stacked({k: v.to(dtype) for k, v in named.items()})
+    return Metrics({k: v.to(dtype) for k, v in named.items()})

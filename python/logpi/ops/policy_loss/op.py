@@ -177,7 +177,7 @@ def policy_loss(
         totals["tokens"] = call.loss_mask.sum(dtype=torch.float64)
         tokens = totals.pop("tokens").clamp(min=1)
         means = {k: (v / tokens).to(call.log_probs.dtype) for k, v in totals.items()}
-        out = PolicyLoss(out.loss, Metrics.stacked({**out.metrics, **means}))
+        out = PolicyLoss(out.loss, Metrics({**out.metrics, **means}))
     return out
 
 

@@ -71,5 +71,5 @@ def value_loss(
     loss = (weights * larger).sum(dtype=torch.float64) / 2
     tokens = mask.sum().clamp(min=1)
     means = {k: x.detach().sum(dtype=torch.float64) / tokens for k, x in told.items()}
-    metrics = Metrics.stacked({name: mean.to(dtype) for name, mean in means.items()})
+    metrics = Metrics({name: mean.to(dtype) for name, mean in means.items()})
     return PolicyLoss(loss.to(dtype), metrics)
