@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 import random
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from itertools import islice
 from typing import Any
 
 from logpi.rewards.code.flowchart import flowchart
@@ -32,6 +30,11 @@ _PROBES: dict[str, tuple[Any, ...]] = {  # by parameter: what functions are told
     "n": (0, 1, 2, 3, 5, 8, 13, 21, 34, 55, 1000), "m": (3, 0, 12, -4),
     "xs": ([], [4, -2, 9, 12, 0, 7], [1, 1, 2, 3, 5, 8, -13], [15, 14, 3, 6, -5, 10, 2]),
 }  # fmt: skip
+_SLIPS: tuple[tuple[str, Callable[[str, random.Random], str]], ...] = (  # where; what is there then
+    (r"[<>=!]=|[<>]", lambda found, _: _MIRRORED[found]),
+    (r"\d+", lambda found, draw: str(abs(int(found) + draw.choice((-1, 1))))),
+    (r" [+-] |[+-]=", lambda found, _: found.translate(str.maketrans("+-", "-+"))),
+)
 _MIRRORED = {"<": "<=", "<=": "<", ">": ">=", ">=": ">", "==": "!=", "!=": "=="}
 
 
@@ -48,9 +51,7 @@ class Splits:
     rl: list[Entry]
 
 
-def splits(
-    *, seed: int, heldout: int, rl: int, difficulties: Sequence[str] = tuple(FAMILIES)
-) -> Splits:
+def splits(*, seed: int, heldout: int, rl: int) -> Splits:
     """Problems of `logpi.rewards.code` by what their programs look like and by what they do.
 
     The structures of a family are dealt in turn, half of them to neither split: `to_learn_from`
@@ -65,17 +66,13 @@ def splits(
             raise ValueError(f"{name}: expected a multiple of 36, got {size}")
     number = 6 * sum(sizes.values())
     while True:
-        found = _dealt(
-            problems(number, seed=seed, difficulties=tuple(difficulties)), sizes, len(difficulties)
-        )
+        found = _dealt(problems(number, seed=seed), sizes)
         if all(len(found[name]) == size for name, size in sizes.items()):
             return Splits(**found)
         number += number // 2
 
 
-def _dealt(
-    drawn: list[Problem], sizes: dict[str, int], difficulties: int
-) -> dict[str, list[Entry]]:
+def _dealt(drawn: list[Problem], sizes: dict[str, int]) -> dict[str, list[Entry]]:
     """As much of each split as there is in these problems."""
     shares = {"neither": sum(sizes.values())} | sizes
     structures: dict[str, dict[str, str]] = {}  # of a family, the split of each
@@ -88,10 +85,8 @@ def _dealt(
         so_far = Counter(dealt.values())
         next_split = min(shares, key=lambda name: so_far[name] / shares[name])
         split = dealt.setdefault(structure(problem.canonical_solution), next_split)
-        if (
-            kept[split, family]
-            < sizes.get(split, 0) // difficulties // FAMILIES[problem.difficulty]
-        ):
+        wanted = sizes.get(split, 0) // len(FAMILIES) // FAMILIES[problem.difficulty]
+        if kept[split, family] < wanted:
             does = behaviour(problem.canonical_solution)
             if functions.setdefault(does, split) == split:
                 kept[split, family] += 1
@@ -125,71 +120,35 @@ def behaviour(program: str) -> tuple[Any, ...]:
 # ---- what the warm-up learns from ----------------------------------------------------------------
 
 
-def to_learn_from(
-    found: Splits, number: int, *, seed: int, difficulties: Sequence[str] = tuple(FAMILIES)
-) -> list[Entry]:
-    """So many charts with their programs, of the structures that no other split has.
+def to_learn_from(found: Splits, *, seed: int) -> Iterator[Entry]:
+    """Endless charts with their programs, of the structures that no other split has and as many of
+    each family.
 
     A chart that is hardly ever the same twice cannot be learnt by heart, only read. The programs
     have no tests, and nobody runs them: some never end.
     """
     taken = {structure(entry["answer"]) for entry in found.heldout + found.rl}
-    every = programs(seed=seed, difficulties=tuple(difficulties))
-    drawn = (program for _, program in every if structure(program) not in taken)
-    return [
-        {"question": flowchart(program).mermaid(), "answer": program}
-        for program in islice(drawn, number)
-    ]
+    kept: Counter[str] = Counter()
+    for family, program in programs(seed=seed):
+        ahead = kept[family] > kept.total() / sum(FAMILIES.values())
+        if not ahead and structure(program) not in taken:
+            kept[family] += 1
+            yield {"question": flowchart(program).mermaid(), "answer": program}
 
 
-def with_flaws(entries: list[Entry], fraction: float, *, seed: int) -> list[Entry]:
+def with_slips(entries: Iterable[Entry], fraction: float, *, seed: int) -> Iterator[Entry]:
     """The entries, `fraction` of the programs with one slip: a comparison that takes in its edge or
-    does not, a number one off, a plus for a minus, a line forgotten."""
-    draw = random.Random(f"flaws {seed}")
-    return [
-        one | {"answer": flawed(one["answer"], draw)} if draw.random() < fraction else one
-        for one in entries
-    ]
+    does not, a number one off, a plus for a minus."""
+    draw = random.Random(f"slips {seed}")
+    for one in entries:
+        slips = draw.random() < fraction
+        yield one | {"answer": with_a_slip(one["answer"], draw)} if slips else one
 
 
-def flawed(program: str, draw: random.Random) -> str:
+def with_a_slip(program: str, draw: random.Random) -> str:
     """The program with one slip, below its first line."""
     head, body = program.split("\n", 1)
-    slip = draw.choice((_comparison, _number, _sign, _line))
-    return head + "\n" + slip(body, draw)
-
-
-def _comparison(body: str, draw: random.Random) -> str:
-    return _exchanged(body, r"[<>=!]=|[<>]", lambda found: _MIRRORED[found], draw)
-
-
-def _number(body: str, draw: random.Random) -> str:
-    return _exchanged(body, r"\d+", lambda found: str(abs(int(found) + draw.choice((-1, 1)))), draw)
-
-
-def _sign(body: str, draw: random.Random) -> str:
-    other = {" + ": " - ", " - ": " + ", "+=": "-=", "-=": "+="}
-    return _exchanged(body, r" [+-] |[+-]=", lambda found: other[found], draw)
-
-
-def _line(body: str, draw: random.Random) -> str:
-    lines = body.split("\n")
-    shorter = ["\n".join(lines[:i] + lines[i + 1 :]) for i in range(len(lines))]
-    return draw.choice([rest for rest in shorter if _parses(rest)] or [body])
-
-
-def _parses(body: str) -> bool:
-    try:
-        ast.parse("def f():\n" + body)
-    except SyntaxError:
-        return False
-    return True
-
-
-def _exchanged(body: str, pattern: str, other: Any, draw: random.Random) -> str:
-    """One match exchanged; if there is none, nothing."""
-    found = list(re.finditer(pattern, body))
-    if not found:
-        return body
-    match = draw.choice(found)
-    return body[: match.start()] + other(match[0]) + body[match.end() :]
+    places = [(list(re.finditer(pattern, body)), other) for pattern, other in _SLIPS]
+    matches, other = draw.choice([place for place in places if place[0]])
+    match = draw.choice(matches)
+    return f"{head}\n{body[: match.start()]}{other(match[0], draw)}{body[match.end() :]}"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
 from time import perf_counter
 from typing import Any
 
 import model as models
 import torch
-from charts import Entry
+from charts import FAMILIES, Entry
 
 from logpi.rewards.code import Limits, ProgramTests, pass_at_k_by_difficulty
 
@@ -16,13 +18,15 @@ COLUMNS = ("test", "entry_point", "difficulty")  # of an entry, what the reward 
 LIMITS = Limits(cpu_seconds=1)  # tests take milliseconds; a loop that never ends takes it all
 
 
+def program_tests(score: str) -> ProgramTests:
+    return ProgramTests(score=score, limits=LIMITS)
+
+
 @dataclass
 class TimedReward:
     """`ProgramTests` as TRL calls it, with the seconds it takes and what it is given."""
 
-    reward: ProgramTests = field(
-        default_factory=lambda: ProgramTests(score="fraction", limits=LIMITS)
-    )
+    reward: ProgramTests
     seconds: float = 0.0
     programs: int = 0
     different: int = 0
@@ -47,12 +51,35 @@ class TimedReward:
 def passed(texts: list[str], entries: list[Entry]) -> list[bool]:
     """Whether each text is a program that passes every test of its entry."""
     columns = {name: [entry[name] for entry in entries] for name in COLUMNS}
-    return [score == 1.0 for score in ProgramTests(score="all", limits=LIMITS)(texts, **columns)]
+    return [score == 1.0 for score in program_tests("all")(texts, **columns)]
 
 
-def greedy(model: Any, tokenizer: Any, entries: list[Entry], *, max_new_tokens: int) -> list[str]:
-    """The most likely completion of each entry."""
-    return _texts(model, tokenizer, entries, max_new_tokens=max_new_tokens)
+def sampled(
+    model: Any,
+    tokenizer: Any,
+    entries: list[Entry],
+    *,
+    samples: int,
+    max_new_tokens: int,
+    seed: int,
+) -> list[str]:
+    """So many programs of each entry at temperature 1; the global generator stays where it is."""
+    texts: list[str] = []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for start in range(0, len(entries), 36):
+            asked = entries[start : start + 36]
+            texts += _texts(model, tokenizer, asked, max_new_tokens=max_new_tokens, samples=samples)
+    return texts
+
+
+def pass_at_1(
+    model: Any, tokenizer: Any, entries: list[Entry], *, samples: int, **how: Any
+) -> dict[str, float]:
+    """By difficulty and of "all", under "heldout/": pass@1 from few samples, for a curve."""
+    asked = [entry for entry in entries for _ in range(samples)]
+    verdicts = passed(sampled(model, tokenizer, entries, samples=samples, **how), asked)
+    return {f"heldout/{which}": share for which, share in _by_difficulty(verdicts, asked).items()}
 
 
 def measure(
@@ -70,15 +97,15 @@ def measure(
     Returns:
         pass@k for each of `ks`: by difficulty and of "all", (value, low, high) of 95 %.
         greedy: by difficulty and of "all", the share of most likely programs that pass.
-        num_correct, difficulty, greedy_texts: of each entry.
+        num_correct, difficulty, greedy_texts, greedy_passed: of each entry.
     """
-    torch.manual_seed(seed)
-    texts: list[str] = []
-    for start in range(0, len(entries), 36):
-        asked = entries[start : start + 36]
-        texts += _texts(model, tokenizer, asked, max_new_tokens=max_new_tokens, samples=samples)
-    verdicts = passed(texts, [entry for entry in entries for _ in range(samples)])
-    correct = [sum(verdicts[i : i + samples]) for i in range(0, len(verdicts), samples)]
+    texts = sampled(
+        model, tokenizer, entries, samples=samples, max_new_tokens=max_new_tokens, seed=seed
+    )
+    likely = _texts(model, tokenizer, entries, max_new_tokens=max_new_tokens)
+    verdicts = passed(likely + texts, entries + [e for e in entries for _ in range(samples)])
+    right, rest = verdicts[: len(entries)], verdicts[len(entries) :]
+    correct = [sum(rest[i : i + samples]) for i in range(0, len(rest), samples)]
     difficulty = [entry["difficulty"] for entry in entries]
     numbers = [samples] * len(entries)
     found: dict[str, Any] = {
@@ -88,13 +115,8 @@ def measure(
         }
         for k in ks
     }
-    likely = greedy(model, tokenizer, entries, max_new_tokens=max_new_tokens)
-    right = passed(likely, entries)
-    found["greedy"] = {
-        which: _mean([r for r, d in zip(right, difficulty, strict=True) if which in (d, "all")])
-        for which in (*dict.fromkeys(difficulty), "all")
-    }
     return found | {
+        "greedy": _by_difficulty(right, entries),
         "num_correct": correct,
         "difficulty": difficulty,
         "greedy_texts": likely,
@@ -108,5 +130,9 @@ def _texts(model: Any, tokenizer: Any, entries: list[Entry], **how: Any) -> list
     return texts
 
 
-def _mean(values: list[bool]) -> float:
-    return sum(values) / len(values)
+def _by_difficulty(values: Sequence[float], entries: list[Entry]) -> dict[str, float]:
+    found = {
+        which: [v for v, e in zip(values, entries, strict=True) if e["difficulty"] == which]
+        for which in FAMILIES
+    }
+    return {which: fmean(some) for which, some in found.items()} | {"all": fmean(values)}

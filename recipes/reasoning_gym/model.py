@@ -95,31 +95,23 @@ def warm_up(
     steps: int,
     batch_size: int,
     learning_rate: float,
-    by_length: bool = False,
     on_step: Callable[[float], None] = lambda loss: None,
 ) -> None:
-    """Maximises log p(answer | question) for `steps` batches; `by_length`: of entries about as
-    long as each other, which pads less."""
+    """Maximises log p(answer | question) for `steps` batches."""
     if batch_size > len(entries):
         raise ValueError(f"batch_size: expected at most {len(entries)} entries, got {batch_size}")
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(  # ends near 0: what GRPO gains is not cooling
         optimizer, max_lr=learning_rate, total_steps=steps
     )
-    ids, answer_mask = _encode(tokenizer, entries)
-    lengths = (ids != tokenizer.pad_token_id).sum(1)
+    ids, answer_mask = encode(tokenizer, entries)
     model.train()
     order = torch.empty(0, dtype=torch.long)
     for _ in range(steps):
         if len(order) < batch_size:
-            more = torch.randperm(len(ids))
-            order = torch.cat([order, _batched(more, lengths, batch_size) if by_length else more])
+            order = torch.cat([order, torch.randperm(len(ids))])
         rows, order = order[:batch_size], order[batch_size:]
-        first = ids.shape[1] - int(lengths[rows].max()) if by_length else 0
-        inputs, wanted = ids[rows, first:], answer_mask[rows, first + 1 :]
-        hidden = model.model(inputs, attention_mask=inputs != tokenizer.pad_token_id)[0]
-        logits = model.lm_head(hidden[:, :-1][wanted])
-        loss = -logpi.token_log_probs(logits, inputs[:, 1:][wanted]).log_probs.mean()
+        loss = answer_loss(model, tokenizer, ids[rows], answer_mask[rows])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -154,14 +146,17 @@ def make_warm(
     save(model, tokenizer, folder)
 
 
-def _batched(order: Tensor, lengths: Tensor, batch_size: int) -> Tensor:
-    """Whole batches of rows of like length, in no order; the rest is dropped."""
-    order = order[: len(order) // batch_size * batch_size]
-    batches = order[lengths[order].argsort(stable=True)].view(-1, batch_size)
-    return batches[torch.randperm(len(batches))].flatten()
+def answer_loss(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: Tensor, answer_mask: Tensor
+) -> Tensor:
+    """The mean of -log p of the tokens in `answer_mask`; both as `encode` returns them."""
+    hidden = model.model(ids, attention_mask=ids != tokenizer.pad_token_id)[0]
+    wanted = answer_mask[:, 1:]
+    logits = model.lm_head(hidden[:, :-1][wanted])
+    return -logpi.token_log_probs(logits, ids[:, 1:][wanted]).log_probs.mean()
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, entries: Sequence[Entry]) -> tuple[Tensor, Tensor]:
+def encode(tokenizer: PreTrainedTokenizerBase, entries: Sequence[Entry]) -> tuple[Tensor, Tensor]:
     """Left-padded `[B, T]` ids, and a bool mask that is True on the answer and the end token."""
     prompts = tokenizer([prompt(entry) for entry in entries])["input_ids"]
     answers = tokenizer([entry["answer"] + EOS for entry in entries])["input_ids"]

@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Iterator
 from importlib.util import module_from_spec, spec_from_file_location
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,22 +26,22 @@ pytestmark = [
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 MODULES = ("countdown", "tasks", "model", "loss_head", "grpo", "runs", "charts", "judging",
-           "figures")  # fmt: skip
+           "figures", "warmup")  # fmt: skip
 SPLITS = ("heldout", "rl")
 TINY = {
-    "--difficulties": ("easy", "medium", "hard"),
     "--heldout": 36,
     "--rl-charts": 36,
     "--hidden-size": 32,
     "--layers": 2,
-    "--warmup-steps": 2,
     "--warmup-batch-size": 12,
+    "--target-loss": 100,
     "--steps": 2,
     "--prompts-per-step": 3,
     "--num-generations": 4,
     "--max-new-tokens": 8,
     "--samples": 8,
     "--eval-steps": 2,
+    "--score": "fraction",
 }
 NOUGHT = "def f(*arguments):\n    return 0"
 
@@ -89,7 +90,10 @@ def run(recipe: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> Si
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reward, "extract_program", lambda *args, **named: NOUGHT)
-        spy(recipe.model, "warm_up", lambda args, _: seen.learnt.extend(args[2]))
+        patch.setattr(recipe.warmup, "WINDOW", 2)
+        patch.setattr(recipe.warmup, "COOLING", 1)
+        patch.setattr(recipe.warmup, "CHUNK", 3)
+        spy(recipe.model, "encode", lambda args, _: seen.learnt.extend(args[1]))
         spy(recipe.grpo, "train", lambda args, _: seen.rows.extend(args[3]))
         spy(recipe.judging, "measure", lambda args, _: seen.measured.append(args[2]))
         spy(LogProbHead, "apply", count_head)
@@ -98,11 +102,7 @@ def run(recipe: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> Si
             "__call__",
             lambda args, columns: seen.rewarded.append(columns or args),
         )
-        seen.arguments = [
-            str(part)
-            for name, told in (TINY | {"--out": out}).items()
-            for part in (name, *(told if isinstance(told, tuple) else (told,)))
-        ]
+        seen.arguments = [str(part) for pair in (TINY | {"--out": out}).items() for part in pair]
         seen.metrics = recipe.train.main(seen.arguments)
     seen.out = out
     return seen
@@ -153,38 +153,36 @@ def test_what_is_learnt_from_has_structures_of_its_own(
     from logpi.rewards.code.flowchart import flowchart
 
     charts = recipe.charts
-    found = charts.to_learn_from(splits, 300, seed=0)
-    assert (
-        found
-        == charts.to_learn_from(splits, 300, seed=0)
-        != charts.to_learn_from(splits, 300, seed=1)
+    found, same, other = (
+        list(islice(charts.to_learn_from(splits, seed=seed), 300)) for seed in (0, 0, 1)
     )
+    assert found == same != other
     taken = {charts.structure(e["answer"]) for name in SPLITS for e in getattr(splits, name)}
     assert len(found) == 300
     assert taken.isdisjoint(charts.structure(e["answer"]) for e in found)
     assert all(e["question"] == flowchart(e["answer"]).mermaid() for e in found)
     assert len({e["answer"] for e in found}) > 0.98 * len(found)
+    orbits = sum(" and t < " in e["answer"] for e in found)  # one structure of three is left
+    assert orbits == pytest.approx(len(found) / 11, abs=1)
 
 
-def test_flaws_are_programs_and_most_fail(recipe: SimpleNamespace, splits: Any) -> None:
-    charts, entries = recipe.charts, splits.rl
-    assert charts.with_flaws(entries, 0.0, seed=0) == entries
-    half = charts.with_flaws(entries, 0.5, seed=0)
-    assert (
-        half == charts.with_flaws(entries, 0.5, seed=0) != charts.with_flaws(entries, 0.5, seed=1)
-    )
+def test_slips_leave_programs_and_most_fail(recipe: SimpleNamespace, splits: Any) -> None:
+    charts, entries = recipe.charts, splits.rl[::2]
+    assert list(charts.with_slips(entries, 0.0, seed=0)) == entries
+    half, same, other = (list(charts.with_slips(entries, 0.5, seed=seed)) for seed in (0, 0, 1))
+    assert half == same != other
     changed = sum(a["answer"] != b["answer"] for a, b in zip(entries, half, strict=True))
     assert 0.3 < changed / len(entries) < 0.6
     draw = random.Random(0)
-    texts = [charts.flawed(e["answer"], draw) for e in entries]
+    texts = [charts.with_a_slip(e["answer"], draw) for e in entries]
     for text in texts:
-        compile(text, "<flawed>", "exec")
+        compile(text, "<slip>", "exec")
     assert recipe.judging.passed([e["answer"] for e in entries], entries) == [True] * len(entries)
     assert sum(recipe.judging.passed(texts, entries)) < 0.35 * len(entries)
 
 
 def test_a_chart_and_its_program_are_cut_alike(recipe: SimpleNamespace, splits: Any) -> None:
-    entries = recipe.charts.to_learn_from(splits, 500, seed=0)
+    entries = islice(recipe.charts.to_learn_from(splits, seed=0), 500)
     texts = [recipe.tasks.prompt(e) + e["answer"] for e in entries]
     tokenizer = recipe.model.build_tokenizer(texts, 512, pieces=recipe.charts.PIECES)
     for entry in splits.heldout:
@@ -199,13 +197,49 @@ def test_a_chart_and_its_program_are_cut_alike(recipe: SimpleNamespace, splits: 
             assert cut.count(one) >= wanted.count(one)
 
 
+# ---- the warm-up --------------------------------------------------------------------------------
+
+
 def test_batches_of_like_length_hold_every_row_once(recipe: SimpleNamespace) -> None:
     torch.manual_seed(0)
     lengths = torch.randint(20, 90, (50,))
-    order = recipe.model._batched(torch.randperm(50), lengths, 8)
-    assert len(set(order.tolist())) == len(order) == 48
-    spread = [(lengths[rows].max() - lengths[rows].min()).item() for rows in order.view(-1, 8)]
+    batches = recipe.warmup._of_like_length(lengths, 8)
+    assert len(set(batches.flatten().tolist())) == batches.numel() == 48
+    spread = [(lengths[rows].max() - lengths[rows].min()).item() for rows in batches]
     assert max(spread) < 35
+
+
+@pytest.mark.parametrize("reached", [3, None])
+def test_the_warm_up_stops_by_its_loss(
+    recipe: SimpleNamespace, reached: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mean of two losses is at the target after batch `reached`; four batches cool down."""
+    warmup = recipe.warmup
+    weight = torch.nn.Parameter(torch.ones(()))
+    model = torch.nn.Module()
+    model.register_parameter("weight", weight)
+    rates: list[float] = []
+    values = iter([5.0, 1.5, 2.5, *[9.0] * 20] if reached else [3.0] * 20)
+    monkeypatch.setattr(warmup, "WINDOW", 2)
+    monkeypatch.setattr(warmup, "COOLING", 4)
+    monkeypatch.setattr(warmup, "_batches", lambda *_: iter([(None, None)] * 20))
+    monkeypatch.setattr(recipe.model, "answer_loss", lambda *_: weight * 0 + next(values))
+    step = torch.optim.AdamW.step
+
+    def spied(self: Any, *args: Any) -> Any:
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *args)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", spied)
+    settings = warmup.WarmUpSettings(batch_size=1, learning_rate=1.0, target_loss=2.0, max_steps=6)
+    if reached is None:
+        with pytest.raises(RuntimeError, match=r"at most 2.0 within 6 steps, got 3.000"):
+            warmup.warm_up(model, None, iter(()), settings)
+        assert len(rates) == 6
+    else:
+        losses = warmup.warm_up(model, None, iter(()), settings)
+        assert losses == [5.0, 1.5, 2.5, 9.0, 9.0, 9.0]
+        assert rates == [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
 
 
 # ---- the reward ---------------------------------------------------------------------------------
@@ -216,9 +250,9 @@ def test_the_reward_is_the_sandboxs(recipe: SimpleNamespace, splits: Any) -> Non
 
     entries, draw = splits.rl[:9], random.Random(0)
     texts = [e["answer"] for e in entries[:3]]
-    texts += [recipe.charts.flawed(e["answer"], draw) for e in entries[3:8]]
+    texts += [recipe.charts.with_a_slip(e["answer"], draw) for e in entries[3:8]]
     texts.append("def f(x: no program")
-    reward = recipe.judging.TimedReward()
+    reward = recipe.judging.TimedReward(recipe.judging.program_tests("fraction"))
     columns = {name: [e[name] for e in entries] for name in recipe.judging.COLUMNS}
     got = reward(completions=texts, prompts=[], **columns)
     with Sandbox(strict=False) as sandbox:
@@ -245,7 +279,7 @@ def test_what_is_measured_was_never_learnt_from(recipe: SimpleNamespace, run: An
     learnt = {of(e["question"]) for e in run.learnt}
     assert held
     assert learnt
-    assert (len(before), len(run.learnt), len(run.rows)) == (36, 2 * 12, 36)
+    assert (len(before), len(run.learnt), len(run.rows)) == (36, 3 * 12, 36)
     assert held.isdisjoint(learnt)
     assert held.isdisjoint(of(row["prompt"].strip()) for row in run.rows)
     assert not set(run.rows[0]) - {"prompt", *recipe.judging.COLUMNS}  # no solution among them
@@ -275,10 +309,11 @@ def test_a_run_leaves_numbers_and_pictures(recipe: SimpleNamespace, run: Any, ca
         assert len(found["num_correct"]) == 36
         value, low, high = found["pass@1"]["all"]
         assert low <= value <= high
-    assert "heldout_passed" in metrics["steps"][-1]
+        assert len(metrics["warmup_losses"]) == 2
+    assert {f"heldout/{d}" for d in ("easy", "medium", "hard", "all")} < {*metrics["steps"][-1]}
     assert (run.out / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert recipe.train.main(run.arguments) == run.metrics  # read, not repeated
-    assert "| 0 | hard |" in capsys.readouterr().out
+    assert "| hard | 0 |" in capsys.readouterr().out
     with pytest.raises(SystemExit, match=r"other settings \(steps 2 not 3\)"):
         recipe.train.main([*run.arguments, "--steps", "3"])
 
@@ -291,18 +326,34 @@ def test_pass_at_k_and_the_example(
     right = [e["answer"] for e in entries]
 
     def texts(model: Any, tokenizer: Any, asked: Any, *, max_new_tokens: int, samples: int = 0):
+        torch.rand(1)
         if not samples:
             return [NOUGHT, *right[1:]] if model == "after" else [NOUGHT] * 6
-        return [t for i, one in enumerate(right) for t in [one if i < 3 else ""] * 2 + [""] * 6]
+        many = 4 if model == "after" else 2
+        return [one if i < 3 and j < many else "" for i, one in enumerate(right) for j in range(8)]
 
     monkeypatch.setattr(recipe.judging, "_texts", texts)
-    measure = recipe.judging.measure
-    told = {"samples": 8, "ks": (1, 8), "max_new_tokens": 8, "seed": 0}
-    before, after = (measure(when, None, entries, **told) for when in ("before", "after"))
+    judging, how = recipe.judging, {"samples": 8, "max_new_tokens": 8, "seed": 0}
+    state = torch.get_rng_state()
+    assert judging.pass_at_1("before", None, entries, **how) == {
+        "heldout/easy": 1 / 8, "heldout/medium": 1 / 8, "heldout/hard": 1 / 8, "heldout/all": 1 / 8,
+    }  # fmt: skip
+    assert torch.equal(torch.get_rng_state(), state)
+    before, after = (
+        judging.measure(when, None, entries, ks=(1, 8), **how) for when in ("before", "after")
+    )
     assert before["num_correct"] == [2, 2, 2, 0, 0, 0]
     assert before["pass@1"]["easy"][0] == pytest.approx((2 / 8 + 0) / 2)
     assert before["pass@8"]["hard"][0] == before["pass@8"]["all"][0] == 0.5
     assert after["greedy"] == {"easy": 0.5, "medium": 1.0, "hard": 1.0, "all": 5 / 6}
-    shown = recipe.figures.example({"before": before, "after": after}, entries, tmp_path)
-    assert entries[1]["answer"] in shown or entries[4]["answer"] in shown
+    run = {"seed": 3, "settings": {"samples": 8}, "before": before, "after": after}
+    rows = recipe.figures.table([run, run]).split("\n")
+    assert rows[2].startswith("| easy | 3 | 12% [")
+    assert "→ 25% [" in rows[2]
+    assert "| +12.5 ± 24.5 |" in rows[2]  # 1.96 of the standard error of (25, 0)
+    assert rows[4].split(" | ")[2:] == ["**12%** → **25%**", "", "**50%** → **50%**",
+                                        "**0%** → **50%** |"]  # fmt: skip
+    shown = recipe.figures.example(run, entries, tmp_path)
+    assert max((entries[i] for i in range(1, 6)), key=lambda e: len(e["answer"]))["answer"] in shown
+    assert NOUGHT in shown
     assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
