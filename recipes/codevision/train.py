@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     results = []
     for seed in args.seeds:
         folder = args.out / f"seed{seed}"
-        runs.go_on_or_refuse(folder, _settings(args), fresh=args.fresh)
+        runs.go_on_or_refuse(folder, runs.settings(args, _NOT_THE_RUN), fresh=args.fresh)
         path = folder / "metrics.json"
         if not path.exists():
             runs.write_json(_run(args, seed, folder, console), path)
@@ -84,10 +84,6 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     for run in results:
         print(figures.last_line(run))
     return results
-
-
-def _settings(args: argparse.Namespace) -> dict[str, Any]:
-    return {key: value for key, value in vars(args).items() if key not in _NOT_THE_RUN}
 
 
 def _run(args: argparse.Namespace, seed: int, folder: Path, console: Any) -> dict[str, Any]:
@@ -121,21 +117,17 @@ def _run(args: argparse.Namespace, seed: int, folder: Path, console: Any) -> dic
         runs.write_json(measured(*models.load(warm)), folder / "before.json")
     reward = judging.TimedReward(judging.program_tests(args.score))
     rows = [{"prompt": prompt(e)} | {c: e[c] for c in judging.COLUMNS} for e in splits.rl]
-    names = (name for name in grpo.GRPOSettings.__dataclass_fields__ if name != "seed")
-    told = {name: getattr(args, name) for name in names}
+    told = runs.chosen(grpo.GRPOSettings, vars(args) | {"seed": seed})
     with runs.Bar(console, f"GRPO, {seed}", args.steps) as advance:
 
         def on_step(step: dict[str, Any]) -> None:
             reward.log(step)
             advance(f"reward {step['reward']:.3f} entropy {step['entropy']:.3f}", step["step"])
 
-        trainer = grpo.train(
-            warm, folder / "grpo", reward, rows, heldout,
-            grpo.GRPOSettings(seed=seed, **told), on_step=on_step,
-        )  # fmt: skip
+        trainer = grpo.train(warm, folder / "grpo", reward, rows, heldout, told, on_step=on_step)
     run = {
         "seed": seed,
-        "settings": _settings(args),
+        "settings": runs.settings(args, _NOT_THE_RUN),
         "warmup_losses": json.loads((folder / "warmup.json").read_text())["losses"],
         "before": json.loads((folder / "before.json").read_text()),
         "after": measured(trainer.model, trainer.processing_class),
