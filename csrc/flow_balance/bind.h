@@ -1,6 +1,8 @@
 // Addresses and sizes from Python to Params: what the CPU's and CUDA's bindings share.
 #pragma once
 
+#include <math.h>
+
 #include "core/bind.h"
 #include "flow_balance/flow_balance.h"
 
@@ -12,9 +14,8 @@ FlowBalanceForward forward_params(int64_t num_sequences, int64_t num_tokens, uin
                                   int64_t ref_stride, uintptr_t old_log_probs, int64_t old_stride,
                                   uintptr_t loss_mask, int64_t mask_stride, uintptr_t rewards,
                                   uintptr_t log_z, uintptr_t divisor, double count,
-                                  double reward_scale, double low, double high, double log_low,
-                                  double log_high, int num_threads, uintptr_t loss,
-                                  uintptr_t metrics, uintptr_t slopes) {
+                                  double reward_scale, double low, double high, int num_threads,
+                                  uintptr_t loss, uintptr_t metrics, uintptr_t slopes) {
   FlowBalanceForward p{};
   p.num_sequences = num_sequences;
   p.num_tokens = num_tokens;
@@ -33,8 +34,8 @@ FlowBalanceForward forward_params(int64_t num_sequences, int64_t num_tokens, uin
   p.reward_scale = reward_scale;
   p.low = low;
   p.high = high;
-  p.log_low = log_low;
-  p.log_high = log_high;
+  p.log_low = log(low);  // -inf of 0: no bound
+  p.log_high = log(high);
   p.num_threads = num_threads;
   p.loss = at<float>(loss);
   p.metrics = at<float>(metrics);

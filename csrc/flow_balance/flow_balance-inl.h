@@ -100,8 +100,8 @@ void flow_balance_sums(const FlowBalanceForward& p, int64_t piece, int64_t piece
 }
 
 void flow_balance_gradient(const FlowBalanceBackward& p, int64_t piece, int64_t pieces) {
-  // A store a token: a thread is worth waking for four times as many as of the sums.
-  const int threads = threads_for(p.num_sequences * p.num_tokens / 4, p.num_threads);
+  // A store a token: a thread is worth waking for twice as many as of the sums.
+  const int threads = threads_for(p.num_sequences * p.num_tokens / 2, p.num_threads);
   const int64_t all = p.num_sequences * pieces;
   const double upstream = (double)*p.grad_loss;
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)

@@ -24,7 +24,7 @@ class Metrics(Mapping[str, Tensor]):
     def __init__(
         self, values: Tensor | Mapping[str, Tensor], places: Mapping[str, int] | None = None
     ) -> None:
-        if isinstance(values, Mapping) and places is None:
+        if places is None and isinstance(values, Mapping):
             places = {name: at for at, name in enumerate(values)}
             values = torch.stack(list(values.values()))
         if not isinstance(values, Tensor) or places is None:

@@ -72,7 +72,6 @@ def forward_params(call: Call, out: Outputs) -> tuple[int | float, ...]:
         call.reward_scale,
         call.low,
         call.high,
-        *call.log_bounds(),
         torch.get_num_threads(),
         out[0].data_ptr(),
         out[1].data_ptr(),
