@@ -136,6 +136,15 @@ int64_t tiles_of(const CovarianceClip& p) { return (p.num_tokens + kTile - 1) / 
 int64_t end_of(const CovarianceClip& p, int64_t tile) {
   return (tile + 1) * kTile < p.num_tokens ? (tile + 1) * kTile : p.num_tokens;
 }
+// Tiles that go to a thread together, the same in both passes. Clip-Cov's are dealt in turn: its
+// candidates lie where advantages are of one sign, and half of the batch may have them all. Dealt
+// so, KL-Cov's threads would list more.
+int64_t tiles_in_turn(const CovarianceClip& p) {
+  const int64_t tiles = tiles_of(p), threads = threads_for(p.num_tokens, p.num_threads);
+  if (p.rule != CovarianceRule::clip) return (tiles + threads - 1) / threads + (tiles == 0);
+  const int64_t some = tiles / (4 * threads);
+  return some < 1 ? 1 : some < 8 ? some : 8;
+}
 
 LOGPI_INLINE vint load_valid(const CovarianceClip& p, const float* x, int64_t i) {
   return load_values(x, i, p.num_tokens, load_flags(p.loss_mask, i, p.num_tokens));
@@ -196,7 +205,7 @@ int sum_tile(const CovarianceClip& p, int64_t from, int64_t end, ExactSum& log_p
 void sum_tokens(const CovarianceClip& p) {
   ExactSum log_probs{}, advantages{};
   int64_t count = 0;
-#pragma omp for schedule(static) nowait
+#pragma omp for schedule(static, tiles_in_turn(p)) nowait
   for (int64_t tile = 0; tile < tiles_of(p); ++tile) {
     p.counts[tile] = sum_tile(p, tile * kTile, end_of(p, tile), log_probs, advantages);
     count += p.counts[tile];
@@ -382,7 +391,7 @@ void list_tokens(const CovarianceClip& p) {
   Listing listing;
   listing.wanted = wanted_of(head.count, p.fraction);
   int64_t index = head.first, counted = 0;  // tokens of the tiles before
-#pragma omp for schedule(static) nowait
+#pragma omp for schedule(static, tiles_in_turn(p)) nowait
   for (int64_t tile = 0; tile < tiles; ++tile) {
     const int64_t from = tile * kTile, end = end_of(p, tile);
     while (counted < tile) index += p.counts[counted++];

@@ -44,6 +44,8 @@ def positive(name: str, value: float) -> None:
 
 def number(name: str, value: float) -> None:
     """A finite number."""
+    if type(value) is float and math.isfinite(value):
+        return  # most are
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
     if not math.isfinite(value):

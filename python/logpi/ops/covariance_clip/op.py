@@ -225,8 +225,9 @@ def check_call(
         others["exclude"] = exclude
     for name, tensor in others.items():
         checks.tensor(name, tensor)
-        checks.shape(name, tensor, shape)
-        checks.device(name, tensor, device)
+        if tensor.shape != shape or tensor.device != device:
+            checks.shape(name, tensor, shape)
+            checks.device(name, tensor, device)
     if log_probs.numel() > _MOST_TOKENS:
         raise ValueError(f"log_probs: expected at most 2^31 - 1 tokens, got {log_probs.numel()}")
     wide = torch.float64 if log_probs.dtype == torch.float64 else torch.float32
